@@ -4,8 +4,8 @@ One small hierarchy under `BpfpathError`. Each class also inherits the built-in 
 expect (`ValueError`, `PermissionError`, ...), so that ordinary `except` clauses work. A message is one
 paragraph: what happened, and what to do next.
 
-Errors of the tracer process travel to the notebook as a plain record (`to_record`, `from_record`) and are raised there again
-under their own type.
+Errors of the tracer process travel to the notebook as a plain record (`to_record`, `from_record`) and are raised
+there again under their own type.
 """
 
 from __future__ import annotations
