@@ -34,7 +34,8 @@ from bpfpath_nb.lab import ledger
 from bpfpath_nb.lab.plan import Node, Plan, node_script, plan
 
 ZONE = "example.test"
-_DNS_LIMIT = 5.0  # seconds until dnsmasq must listen
+_LIMIT = 5.0  # seconds for links to be ready, and for dnsmasq to listen
+_TENTATIVE = 0x40  # IFA_F_TENTATIVE
 
 
 def main() -> None:
@@ -114,6 +115,27 @@ def _build(layout: Plan, entry: ledger.Entry) -> None:
     _tell(["ip", "-batch", "-"], layout.link_batch())
     for node in layout.nodes:
         _tell([*enter(node.namespace), "sh"], node_script(node))
+    for node in layout.nodes:
+        _await_ipv6(node)
+
+
+def _await_ipv6(node: Node) -> None:
+    """Wait until the kernel is done with the interfaces that came up.
+
+    It notes the carrier of a link in a work queue, and only then does IPv6 give the interface its multicast route. A
+    neighbour solicitation that comes before is dropped, and repeated a second later (seen on 6.18: the first IPv6
+    packet after each build was lost). The link-local address comes after that route, so it is the sign that all is
+    there.
+    """
+    deadline = time.monotonic() + _LIMIT
+    wanted = {interface.name for interface in node.interfaces}
+    while time.monotonic() < deadline:
+        lines = _tell([*enter(node.namespace), "cat", "/proc/net/if_inet6"]).splitlines()
+        fields = [line.split() for line in lines]
+        if wanted <= {f[5] for f in fields if f[0].startswith("fe80") and not int(f[4], 16) & _TENTATIVE}:
+            return
+        time.sleep(0.002)
+    raise LabError(f"the interfaces of namespace {node.namespace!r} did not get IPv6 within {_LIMIT:g} s of coming up")
 
 
 def enter(namespace: str) -> list[str]:
@@ -125,7 +147,7 @@ def enter(namespace: str) -> list[str]:
     return ["nsenter", f"--net={ledger.NETNS / namespace}", "--"]
 
 
-def _tell(command: list[str], text: str = "") -> None:
+def _tell(command: list[str], text: str = "") -> str:
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         what = (done.stderr.strip() or f"exit status {done.returncode}").replace("\n", "; ")
@@ -133,6 +155,7 @@ def _tell(command: list[str], text: str = "") -> None:
             f"the lab could not be built: `{' '.join(command)}` failed: {what}. The kernel needs network namespaces "
             "and veth, and you need to be root with CAP_SYS_ADMIN and CAP_NET_ADMIN; `bpfpath doctor` shows both"
         )
+    return done.stdout
 
 
 def _serve_dns(layout: Plan, role: str, lab: str) -> None:
@@ -151,14 +174,14 @@ def _serve_dns(layout: Plan, role: str, lab: str) -> None:
         sockets = Path(f"/proc/{server.pid}/net/udp")
         # That file shows an address as the number that its bytes make in memory.
         address = f"{int.from_bytes(socket.inet_aton(node.interfaces[0].ipv4), sys.byteorder):08X}"
-        deadline = time.monotonic() + _DNS_LIMIT
+        deadline = time.monotonic() + _LIMIT
         while time.monotonic() < deadline and server.poll() is None:
             with contextlib.suppress(OSError):
                 if f"{address}:0035" in sockets.read_text():
                     return
             time.sleep(0.005)
         log.seek(0)
-        said = log.read().strip().replace("\n", "; ") or f"it did not listen within {_DNS_LIMIT:g} s"
+        said = log.read().strip().replace("\n", "; ") or f"it did not listen within {_LIMIT:g} s"
         raise LabError(f"dnsmasq did not start in namespace {node.namespace!r}: {said}")
 
 

@@ -63,12 +63,18 @@ class Plan:
     nodes: tuple[Node, ...]
 
     def link_batch(self) -> str:
-        """What `ip -batch` has to do to join the namespaces."""
-        pairs = zip(self.nodes, self.nodes[1:], strict=False)
+        """What `ip -batch` has to do to join the namespaces.
+
+        The two ends of a link get different interface numbers. Left to itself the kernel would give both the same,
+        each being the first of its namespace, and it then takes up to a second to notice that the link is up:
+        `linkwatch_urgent_event` in net/core/link_watch.c hurries only for a device whose number differs from its
+        peer's.
+        """
+        pairs = enumerate(zip(self.nodes, self.nodes[1:], strict=False), 1)
         return "".join(
-            f"link add name {a.interfaces[-1].name} netns {a.namespace} type veth "
-            f"peer name {b.interfaces[0].name} netns {b.namespace}\n"
-            for a, b in pairs
+            f"link add name {a.interfaces[-1].name} index {10 * n + 1} netns {a.namespace} type veth "
+            f"peer name {b.interfaces[0].name} index {10 * n + 2} netns {b.namespace}\n"
+            for n, (a, b) in pairs
         )
 
 

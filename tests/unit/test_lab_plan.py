@@ -45,8 +45,8 @@ def test_every_namespace_reaches_every_link_over_a_neighbour(length: int) -> Non
 
 def test_links_join_neighbours() -> None:
     assert plan(("a", "b", "c")).link_batch() == (
-        "link add name eth0 netns a type veth peer name eth0 netns b\n"
-        "link add name eth1 netns b type veth peer name eth0 netns c\n"
+        "link add name eth0 index 11 netns a type veth peer name eth0 index 12 netns b\n"
+        "link add name eth1 index 21 netns b type veth peer name eth0 index 22 netns c\n"
     )
 
 
