@@ -19,6 +19,7 @@ start record has the key `error`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,9 @@ SCHEMA_VERSION: Final = 1
 HEADERS_BYTES: Final = 128
 """How much of a packet is kept once per snapshot, from its first header on."""
 
+TIME_LIMIT: Final = 1 << 62
+"""No clock of a capture reaches this (146 years, in ns); so no sum or difference of two times overflows."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -39,6 +43,16 @@ class Column:
     dtype: str
     meaning: str
     unit: str = ""
+
+
+def document(columns: Sequence[Column], indent: int = 8) -> str:
+    """The columns as a table for a docstring."""
+    rows = [("column", "dtype", "meaning")]
+    rows += [(c.name, c.dtype, c.meaning + (f" [{c.unit}]" if c.unit else "")) for c in columns]
+    widths = [max(len(row[at]) for row in rows) for at in (0, 1)]
+    lines = [f"{name:{widths[0]}}  {dtype:{widths[1]}}  {meaning}" for name, dtype, meaning in rows]
+    rule = f"{'=' * widths[0]}  {'=' * widths[1]}  {'=' * max(len(row[2]) for row in rows)}"
+    return "\n".join(" " * indent + line for line in (rule, lines[0], rule, *lines[1:], rule))
 
 
 # What the BPF programs write, field by field; `struct event` of bpf/path.h, 64 bytes, no padding.
@@ -156,9 +170,88 @@ LAYERS: Final = (
 
 COUNTERS: Final = {
     "events_lost": "events that found the event ring full",
+    "events_over": "events that came after `max_events` was reached, and were not sent",
     "facts_lost": "headers snapshots and process names that found their ring full",
     "packets_untracked": "packets that matched but found skb_map full",
     "probe_misses": "probe hits that the kernel skipped (recursion)",
     "packets": "packets that got a number",
     "events": "events written",
 }
+
+# What a user sees. The dtypes hold for empty frames too; `check_frame` of the tests compares.
+HOPS_INDEX: Final = (
+    Column("packet", "uint32", "number of the packet"),
+    Column("hop", "uint32", "number of the hop in its packet, from 0"),
+)
+
+HOPS: Final = (
+    Column("time", "datetime64[ns, UTC]", "when the hop began"),
+    Column("since", "timedelta64[ns]", "since this packet's first hop"),
+    Column(
+        "gap",
+        "timedelta64[ns]",
+        "until this packet's next hop: how long the packet was in and after this function; NaT on the last",
+    ),
+    Column("duration", "timedelta64[ns]", "inside the function, entry to return; NaT where returns are not traced"),
+    Column("depth", "Int16", "call depth, where returns are traced"),
+    Column("func", "category", "kernel function, compiler suffixes folded into the name"),
+    Column("layer", "category", "part of the network stack, one of LAYERS"),
+    Column("probe", "category", "how it was traced, one of PROBES"),
+    Column("netns", "category", "name of the network namespace, else `net:[inum]`"),
+    Column("dev", "category", "name of the interface, else `if` and its index"),
+    Column("netns_inum", "UInt32", "inode number of the network namespace"),
+    Column("ifindex", "UInt32", "index of the interface in its namespace"),
+    Column("cpu", "uint16", "processor it ran on"),
+    Column("pid", "Int32", "process in whose context it ran, 0 for the idle task"),
+    Column("comm", "category", "that process's name"),
+    Column("len", "UInt32", "skb->len at this hop", "bytes"),
+    Column("mark", "UInt32", "skb->mark at this hop"),
+    Column("flow", "category", "protocol and ends as they are at this hop, as `udp 10.0.0.1:5000 > 10.0.0.2:53`"),
+    Column("reason", "category", "drop reason, named by the kernel that was traced"),
+    Column("skb", "uint64", "address of the sk_buff, to tell clones apart"),
+)
+
+VERDICTS: Final = ("delivered", "dropped", "sent", "consumed", "unfinished")
+
+PACKETS_INDEX: Final = (Column("packet", "uint32", "number of the packet"),)
+
+PACKETS: Final = (
+    Column("first", "datetime64[ns, UTC]", "time of its first hop"),
+    Column("last", "datetime64[ns, UTC]", "time of its last hop"),
+    Column("total", "timedelta64[ns]", "from the first hop to the last"),
+    Column("hops", "uint32", "how many hops it has"),
+    Column("path", "category", "its functions in order, as an id that is the same in every capture"),
+    Column("flow", "category", "its flow at its first hop"),
+    Column("proto", "category", "udp, tcp, icmp, arp, ..."),
+    Column("src", "category", "source address"),
+    Column("sport", "UInt16", "source port, where the protocol has one"),
+    Column("dst", "category", "destination address"),
+    Column("dport", "UInt16", "destination port"),
+    Column("length", "UInt32", "length when first seen, from its first header on", "bytes"),
+    Column("netns", "category", "the namespace it was first seen in"),
+    Column("namespaces", "category", "all that it visited, in order, as `client > router > server`"),
+    Column("verdict", "category", "what became of it, one of VERDICTS"),
+    Column("reason", "category", "of a dropped one: why, as the kernel that was traced names it"),
+    Column(
+        "where", "category", "the function that decided the verdict; of a dropped one, the function that gave it up"
+    ),
+    Column("parent", "UInt32", "the packet that it was copied or cut from"),
+    Column("complete", "bool", "whether no hop of it can be missing: False where events were lost while it was alive"),
+)
+
+QUALITY: Final = (
+    Column("events_lost", "int", "events that found the event ring full"),
+    Column("facts_lost", "int", "headers snapshots and process names that found their ring full"),
+    Column("packets_untracked", "int", "packets that matched but could not be followed, too many were under way"),
+    Column("probe_misses", "int", "probe hits that the kernel skipped"),
+    Column("gaps", "int", "places where a CPU's count of events jumps"),
+    Column("headers_missing", "int", "packets whose headers were not told"),
+    Column("incomplete", "int", "packets that may lack a hop"),
+    Column("unfinished", "int", "packets whose end was not seen"),
+    Column("packets", "int", "packets"),
+    Column("hops", "int", "hops"),
+    Column("probes", "int", "places in the kernel that were traced"),
+    Column("refused", "int", "places that were asked for and could not be traced"),
+    Column("ladder", "str", "how the probes were attached"),
+    Column("end", "str", "why the capture ended; empty while it runs, or where the tracer died"),
+)

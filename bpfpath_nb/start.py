@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from bpfpath_nb.printable import printable
-from bpfpath_nb.schema import LAYERS, PROBES, ROLES, SCHEMA_VERSION
+from bpfpath_nb.schema import LAYERS, PROBES, ROLES, SCHEMA_VERSION, TIME_LIMIT
 
 _REASON_PREFIXES = ("SKB_DROP_REASON_", "SKB_")
 _NOT_DROPS = ("CONSUMED", "NOT_DROPPED_YET")
@@ -106,8 +106,8 @@ class StartRecord:
                 for entry in _list(raw, "refused", 65536)
             ),
             reasons=_reasons(raw.get("reasons", {})),
-            monotonic=_integer(clock, "monotonic", 0, 2**63 - 1, None if error is None else 0),
-            realtime=_integer(clock, "realtime", 0, 2**63 - 1, None if error is None else 0),
+            monotonic=_integer(clock, "monotonic", 0, TIME_LIMIT, None if error is None else 0),
+            realtime=_integer(clock, "realtime", 0, TIME_LIMIT, None if error is None else 0),
             error=error,
             raw=raw,
         )

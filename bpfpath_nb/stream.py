@@ -28,7 +28,17 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from bpfpath_nb.errors import BpfpathError, TracerError
-from bpfpath_nb.schema import COUNTERS, EVENT, EVENT_DTYPE, FACTS_DTYPE, FACTS_KINDS, SIDE_TABLES, Column
+from bpfpath_nb.schema import (
+    COUNTERS,
+    EVENT,
+    EVENT_DTYPE,
+    FACTS_DTYPE,
+    FACTS_KINDS,
+    HEADERS_BYTES,
+    SIDE_TABLES,
+    TIME_LIMIT,
+    Column,
+)
 from bpfpath_nb.start import StartRecord, StartRecordError
 
 METADATA_KEY: Final = b"bpfpath_nb"
@@ -301,16 +311,15 @@ class Reader:
             if any(column.null_count for column in batch.columns):
                 raise ValueError("a missing value in an event")
             events = {name: column.to_numpy() for name, column in zip(EVENT_SCHEMA.names, batch.columns, strict=True)}
-            if len(batch) and int(events["func"].max()) >= len(self.start.functions):
-                raise ValueError("an event of a function that the start record does not have")
+            if len(batch):
+                if int(events["func"].max()) >= len(self.start.functions):
+                    raise ValueError("an event of a function that the start record does not have")
+                if int(events["time"].max()) >= TIME_LIMIT:
+                    raise ValueError("an event of a time that no clock shows")
             side = {name: _read_side(name, metadata.get(name.encode())) for name in SIDE_TABLES}
-            counters = _read_counters(metadata.get(b"counters"))
-            end = None
-            if b"end" in metadata:
-                end = json.loads(metadata[b"end"])
-                if not isinstance(end, dict):
-                    raise ValueError("an end that is not an object")
-                self.end = end
+            counters = checked_counters(json.loads(metadata[b"counters"])) if b"counters" in metadata else None
+            end = checked_end(json.loads(metadata[b"end"])) if b"end" in metadata else None
+            self.end = end or self.end
         except (pa.ArrowException, ValueError, RecursionError) as error:
             raise _damaged("a batch holds", error) from error
         return Batch(events, counters=counters, end=end, **side)
@@ -375,8 +384,9 @@ def facts_array(table: Any) -> npt.NDArray[np.void]:
             facts["headers"] = np.frombuffer(data, np.uint8).reshape(len(table), -1)
         else:
             facts[name] = column.to_numpy()
-    if len(facts) and int(facts["caplen"].max()) > facts["headers"].shape[1]:
+    if len(facts) and int(facts["caplen"].max()) > HEADERS_BYTES:
         raise ValueError("a snapshot longer than there is room for")
+    facts["headers"][np.arange(HEADERS_BYTES) >= facts["caplen"][:, None]] = 0
     return facts
 
 
@@ -386,10 +396,15 @@ def _fixed_bytes(array: Any) -> bytes:
     return b"" if data is None else data.to_pybytes()[array.offset * width : (array.offset + len(array)) * width]
 
 
-def _read_counters(data: bytes | None) -> dict[str, int] | None:
-    if data is None:
-        return None
-    counters = json.loads(data)
+def checked_counters(counters: Any) -> dict[str, int]:
+    """The counters of schema.COUNTERS that an object of JSON holds."""
     if not isinstance(counters, dict) or not all(type(value) is int and value >= 0 for value in counters.values()):
         raise ValueError("counters that are no numbers")
     return {name: value for name, value in counters.items() if name in COUNTERS}
+
+
+def checked_end(end: Any) -> dict[str, Any] | None:
+    """What an object of JSON says of a capture's end."""
+    if end is not None and not isinstance(end, dict):
+        raise ValueError("an end that is not an object")
+    return end

@@ -1,0 +1,245 @@
+"""What a capture brought, put in order once: the ground that every frame stands on.
+
+The stream delivers events as the ring held them, CPU beside CPU. `Events` holds the same columns ordered by packet,
+then time (ties by CPU and sequence), so that a packet's hops lie together and whatever is asked of packets becomes a
+reduction over runs. All stays numeric; names are looked up when a frame is made. An `Events` is never changed.
+
+Ordering ten million events must not cost more than analysing them. The ring's order is nearly that of time, which a
+merge sort takes in almost one pass; packet numbers are then sorted as 16-bit digits, for which numpy has a radix
+sort. Only runs of equal packet and time, a handful, go through the full comparison.
+
+`Collector` is the growing side: batches come in from a thread, and `events()` is a picture of what there is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfpath_nb.printable import printable
+from bpfpath_nb.schema import EVENT, FACTS_DTYPE
+from bpfpath_nb.start import StartRecord
+from bpfpath_nb.stream import Batch
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Everything that one capture delivered, in its final order.
+
+    Attributes
+    ----------
+    start : StartRecord
+    hops : dict of arrays
+        The columns of schema.EVENT, ordered by packet, time, cpu, seq.
+    facts : structured array of schema.FACTS_DTYPE
+        One row per (packet, snapshot) that a hop refers to, in that order. `time` is 0, the hop has it.
+    processes, devices, locations : dict
+        comm by pid; name by (netns, ifindex); (symbol, offset) by address.
+    counters : dict
+        Last value of each counter of schema.COUNTERS that was told.
+    end : dict or None
+        Why and when the capture ended; None while it runs, or if the tracer died.
+    """
+
+    start: StartRecord
+    hops: Columns
+    facts: npt.NDArray[np.void]
+    processes: Mapping[int, str] = field(default_factory=dict)
+    devices: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    locations: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    end: Mapping[str, Any] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        start: StartRecord,
+        columns: Columns,
+        facts: npt.NDArray[np.void],
+        *,
+        processes: Iterable[tuple[int, str]] = (),
+        devices: Iterable[tuple[int, int, str]] = (),
+        locations: Iterable[tuple[int, str, int]] = (),
+        counters: Mapping[str, int] | None = None,
+        end: Mapping[str, Any] | None = None,
+    ) -> Events:
+        """Put checked columns in order; of rows that say the same thing twice, the last counts."""
+        order = hop_order(columns)
+        hops = columns if order is None else {name: values[order] for name, values in columns.items()}
+        for values in hops.values():
+            values.flags.writeable = False
+        return cls(
+            start,
+            hops,
+            _facts_in_use(facts, hops),
+            {int(pid): printable(comm) for pid, comm in processes},
+            {(int(netns), int(ifindex)): printable(name) for netns, ifindex, name in devices},
+            {int(address): (printable(symbol).split(".", 1)[0], int(offset)) for address, symbol, offset in locations},
+            dict(counters or {}),
+            end,
+        )
+
+    def __len__(self) -> int:
+        return len(self.hops["time"])
+
+    @cached_property
+    def first(self) -> npt.NDArray[np.intp]:
+        """Row of each packet's first hop."""
+        packet = self.hops["packet"]
+        if not len(packet):
+            return np.empty(0, np.intp)
+        return np.concatenate(([0], np.flatnonzero(packet[1:] != packet[:-1]) + 1))
+
+    @cached_property
+    def counts(self) -> npt.NDArray[np.intp]:
+        """How many hops each packet has."""
+        return np.append(self.first[1:], len(self)) - self.first if len(self) else self.first
+
+    @cached_property
+    def last(self) -> npt.NDArray[np.intp]:
+        """Row of each packet's last hop."""
+        return self.first + self.counts - 1
+
+    @cached_property
+    def packets(self) -> npt.NDArray[np.uint32]:
+        """The packets' numbers."""
+        return self.hops["packet"][self.first]
+
+    @cached_property
+    def hop(self) -> npt.NDArray[np.uint32]:
+        """Each row's number in its packet."""
+        return (np.arange(len(self)) - np.repeat(self.first, self.counts)).astype(np.uint32)
+
+    @cached_property
+    def packet_of(self) -> npt.NDArray[np.int32]:
+        """For each row the position of its packet in `packets`."""
+        return np.repeat(np.arange(len(self.first), dtype=np.int32), self.counts)
+
+    @cached_property
+    def utc(self) -> npt.NDArray[np.int64]:
+        """Each hop's time in ns since 1970, UTC."""
+        return self.hops["time"].astype(np.int64) + (self.start.realtime - self.start.monotonic)
+
+    @cached_property
+    def fact_of(self) -> npt.NDArray[np.intp]:
+        """For each row the row of `facts` that holds there, -1 where the snapshot was lost."""
+        if not len(self.facts):
+            return np.full(len(self), -1, np.intp)
+        keys, wanted = _snapshot_key(self.facts), _snapshot_key(self.hops)
+        # Hops of one packet mostly share a snapshot, so that looking up the changes is enough.
+        change = np.concatenate(([True], wanted[1:] != wanted[:-1])) if len(wanted) else np.empty(0, bool)
+        found = np.searchsorted(keys, wanted[change]).clip(max=len(keys) - 1)
+        found[keys[found] != wanted[change]] = -1
+        rows: npt.NDArray[np.intp] = found[np.cumsum(change) - 1]
+        return rows
+
+
+def hop_order(columns: Columns) -> npt.NDArray[np.intp] | None:
+    """Order by packet, time, cpu, seq as row numbers; None where the rows have it already."""
+    packet, time = columns["packet"], columns["time"]
+    if not len(packet):
+        return None
+    ahead = (packet[1:] > packet[:-1]) | ((packet[1:] == packet[:-1]) & (time[1:] > time[:-1]))
+    if ahead.all():
+        return None
+    order = np.argsort(time, kind="stable")
+    number = packet - packet.min()
+    order = order[np.argsort((number & 0xFFFF).astype(np.uint16)[order], kind="stable")]
+    if int(number.max()) > 0xFFFF:
+        order = order[np.argsort((number >> 16).astype(np.uint16)[order], kind="stable")]
+    packet, time = packet[order], time[order]
+    same = np.concatenate(([False], (packet[1:] == packet[:-1]) & (time[1:] == time[:-1])))
+    if same.any():
+        tied = np.flatnonzero(same | np.append(same[1:], False))
+        rows = order[tied]
+        order[tied] = rows[np.lexsort((columns["seq"][rows], columns["cpu"][rows], time[tied], packet[tied]))]
+    return order
+
+
+def _snapshot_key(table: Columns | npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    return (table["packet"].astype(np.uint64) << np.uint64(16)) | table["snapshot"]
+
+
+def _facts_in_use(facts: npt.NDArray[np.void], hops: Columns) -> npt.NDArray[np.void]:
+    """The last snapshot told for each (packet, snapshot) that a hop refers to, in that order."""
+    facts = facts[np.argsort(_snapshot_key(facts), kind="stable")]
+    keys = _snapshot_key(facts)
+    keep = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.empty(0, bool)
+    wanted = _snapshot_key(hops)
+    wanted = wanted[np.concatenate(([True], wanted[1:] != wanted[:-1]))] if len(wanted) else wanted
+    facts = facts[keep & np.isin(keys, wanted)]
+    facts["time"] = 0
+    facts.flags.writeable = False
+    return facts
+
+
+class Collector:
+    """Collects a stream's batches as they come; safe to add to in one thread and to read in another."""
+
+    def __init__(self, start: StartRecord) -> None:
+        self.start = start
+        self.counters: dict[str, int] = {}
+        self.end: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+        self._batches: list[Batch] = []
+        self._count = 0
+        self._picture: Events | None = None
+
+    def __len__(self) -> int:
+        """How many events there are."""
+        return self._count
+
+    def add(self, batch: Batch) -> None:
+        """Take one more batch of the stream."""
+        with self._lock:
+            self._batches.append(batch)
+            self._count += len(batch)
+            self.counters.update(batch.counters or {})
+            self.end = batch.end or self.end
+            self._picture = None
+
+    def events(self) -> Events:
+        """What there is by now, in order. The same object again until more has come."""
+        with self._lock:
+            if self._picture is None:
+                self._picture = self._take_picture()
+            return self._picture
+
+    def _take_picture(self) -> Events:
+        merged = _merge(self._batches)
+        # Thousands of small batches are merged once, not with every picture.
+        self._batches = [merged]
+        return Events.build(
+            self.start,
+            dict(merged.events),
+            merged.facts,
+            processes=merged.processes,
+            devices=merged.devices,
+            locations=merged.locations,
+            counters=self.counters,
+            end=self.end,
+        )
+
+
+def _merge(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    events = {
+        column.name: np.concatenate([np.empty(0, column.dtype), *(batch.events[column.name] for batch in batches)])
+        for column in EVENT
+    }
+    return Batch(
+        events,
+        np.concatenate([np.empty(0, FACTS_DTYPE), *(batch.facts for batch in batches)]),
+        [row for batch in batches for row in batch.processes],
+        [row for batch in batches for row in batch.devices],
+        [row for batch in batches for row in batch.locations],
+    )

@@ -1,0 +1,103 @@
+"""The frame of hops: one row per function that a packet passed.
+
+Everything here is a copy, a difference or a look-up of whole columns. The index is put together from its codes, since
+pandas' own constructors would factorise what is known to be sorted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.analysis.flows import Flows
+from bpfpath_nb.schema import HOPS, LAYERS, PROBES
+
+NAT = np.iinfo(np.int64).min
+"""How numpy and pandas write "not a time"."""
+
+
+def hops_frame(events: Events, flows: Flows) -> pd.DataFrame:
+    """All hops, ordered by packet and time.
+
+    Returns
+    -------
+    DataFrame
+        Index (packet, hop); columns as schema.HOPS.
+    """
+    hops, utc = events.hops, events.utc
+    columns: dict[str, Any] = {
+        "time": timestamps(utc),
+        "since": timedeltas(utc - np.repeat(utc[events.first], events.counts)),
+        "gap": timedeltas(gaps(events)),
+        # Returns are not traced yet.
+        "duration": timedeltas(np.full(len(events), NAT)),
+        "depth": nullable(np.zeros(len(events), np.int16), np.ones(len(events), bool)),
+        "func": names.functions(events).categorical(),
+        "layer": _fixed(events, "layer", LAYERS),
+        "probe": _fixed(events, "probe", PROBES),
+        "netns": names.netns(events).categorical(),
+        "dev": names.devices(events).categorical(),
+        "netns_inum": nullable(hops["netns"], hops["netns"] == 0),
+        "ifindex": nullable(hops["ifindex"], hops["ifindex"] == 0),
+        "cpu": hops["cpu"],
+        "pid": nullable(hops["pid"].view(np.int32)),
+        "comm": names.processes(events).categorical(),
+        "len": nullable(hops["len"]),
+        "mark": nullable(hops["mark"]),
+        "flow": hop_flows(events, flows).categorical(),
+        "reason": names.reasons(events).categorical(),
+        "skb": hops["skb"],
+    }
+    return pd.DataFrame({column.name: columns[column.name] for column in HOPS}, index=hops_index(events))
+
+
+def hops_index(events: Events) -> pd.MultiIndex:
+    """(packet, hop) of each row."""
+    most = int(events.counts.max()) if len(events) else 0
+    levels: Any = [pd.Index(events.packets), pd.Index(np.arange(most, dtype=np.uint32))]
+    codes: Any = [events.packet_of, events.hop]
+    return pd.MultiIndex(
+        levels=levels,
+        codes=codes,
+        names=["packet", "hop"],
+        verify_integrity=False,
+    )
+
+
+def gaps(events: Events) -> npt.NDArray[np.int64]:
+    """Of each hop the time until its packet's next one, NAT on the last."""
+    gap = np.full(len(events), NAT)
+    gap[:-1] = np.diff(events.utc)
+    gap[events.last] = NAT
+    return gap
+
+
+def hop_flows(events: Events, flows: Flows) -> names.Named:
+    """Of each hop the flow that holds there."""
+    return names.distinct_names(flows.which, flows.flow).take(events.fact_of)
+
+
+def timestamps(utc: npt.NDArray[np.int64]) -> pd.DatetimeIndex:
+    """ns since 1970 as a column of UTC times."""
+    return pd.DatetimeIndex(utc.view("M8[ns]")).tz_localize("UTC")
+
+
+def timedeltas(ns: npt.NDArray[np.int64]) -> npt.NDArray[np.timedelta64]:
+    """ns as a column of durations."""
+    return ns.view("m8[ns]")
+
+
+def nullable(values: npt.NDArray[Any], missing: npt.NDArray[np.bool_] | None = None) -> Any:
+    """Integers of which some are missing, in pandas' nullable dtype of the same width."""
+    return pd.arrays.IntegerArray(values.copy(), np.zeros(len(values), bool) if missing is None else missing)
+
+
+def _fixed(events: Events, attribute: str, values: tuple[str, ...]) -> pd.Categorical[Any]:
+    """A column whose categories are the same in every recording, so that recordings can be put together."""
+    code = np.array([values.index(getattr(function, attribute)) for function in events.start.functions], np.int8)
+    return names.categorical(code[events.hops["func"]] if len(code) else np.empty(0, np.int8), values)

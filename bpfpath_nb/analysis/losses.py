@@ -1,0 +1,120 @@
+"""What a capture missed, and which packets that may have touched.
+
+The kernel side counts events on each CPU from 0, whether they could be written or not. A jump in a CPU's count is
+therefore a loss, and it happened between the times of the two events around it. Whatever packet was alive in that
+time may lack a hop. A packet is alive from its first hop until its last, or until the end of the capture where its
+end was not seen; one whose entry was not seen (its first hop is not flagged `entry`) has lost its beginning in any
+case.
+
+What was lost after a CPU's last event leaves no jump. The counter `events_lost` tells how much there was in all, and
+where it exceeds the jumps, every packet that was not seen to end is taken as touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.printable import printable
+from bpfpath_nb.schema import EVENT_FLAGS, VERDICTS
+
+LOSS_COUNTERS: Final = ("events_lost", "facts_lost", "packets_untracked", "probe_misses")
+"""The counters of schema.COUNTERS that must be 0 for a capture to be whole."""
+
+
+def lost_between(events: Events) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+    """The time spans in which events were lost, and how many were.
+
+    Returns
+    -------
+    begin, end : arrays
+        Times of the events around each jump, by the kernel's monotonic clock, in ns.
+    count : int
+        Events that the jumps stand for.
+    """
+    seq, cpu, time = (events.hops[name] for name in ("seq", "cpu", "time"))
+    none = np.empty(0, np.int64)
+    if not len(events) or _is_gapless(seq, cpu):
+        return none, none, 0
+    order = np.argsort((cpu.astype(np.uint64) << np.uint64(32)) | seq)
+    cpu, seq, time = cpu[order], seq[order].astype(np.int64), time[order].astype(np.int64)
+    # Before a CPU's first event there may be a jump as well, from nothing.
+    starts_cpu = np.concatenate(([True], cpu[1:] != cpu[:-1]))
+    before = np.where(starts_cpu, -1, np.concatenate(([-1], seq[:-1])))
+    jumps = np.flatnonzero(seq > before + 1)
+    begin = np.where(starts_cpu[jumps], 0, time[jumps - 1])
+    return begin, time[jumps], int((seq - before - 1)[jumps].sum())
+
+
+def _is_gapless(seq: npt.NDArray[Any], cpu: npt.NDArray[Any]) -> bool:
+    """Whether each CPU's numbers reach exactly as far as it has events; saves the sort in the usual case."""
+    counts = np.bincount(cpu)
+    most = np.zeros(len(counts), np.int64)
+    np.maximum.at(most, cpu, seq.astype(np.int64) + 1)
+    return bool((most == counts).all())
+
+
+def complete(events: Events) -> npt.NDArray[np.bool_]:
+    """Of each packet whether no hop of it can be missing."""
+    flags = events.hops["flags"]
+    if not len(events):
+        return np.empty(0, bool)
+    entered = np.asarray(flags[events.first] & EVENT_FLAGS["entry"] != 0)
+    ended = has_ended(events)
+    begin, end, count = lost_between(events)
+    if events.counters.get("events_lost", 0) > count:
+        entered &= ended
+    if not len(begin):
+        return entered
+    alive_from = events.hops["time"][events.first].astype(np.int64)
+    alive_to = np.where(ended, events.hops["time"][events.last].astype(np.int64), np.iinfo(np.int64).max)
+    # Spans that began by the packet's end, less those that were over before it began: those that it met.
+    met = np.searchsorted(np.sort(begin), alive_to, "right") - np.searchsorted(np.sort(end), alive_from, "left")
+    return np.asarray(entered & (met == 0))
+
+
+def has_ended(events: Events) -> npt.NDArray[np.bool_]:
+    """Of each packet whether its end was seen: its data was freed, or the freeing of an sk_buff is its last hop.
+
+    The second alone would do, if a clone could not be freed while the packet itself waits in a queue; the first alone
+    would do, if the kernel's count of clones could be read at every place that frees.
+    """
+    flags = events.hops["flags"]
+    if not len(events):
+        return np.empty(0, bool)
+    ended = np.asarray(flags[events.last] & EVENT_FLAGS["end"] != 0)
+    ended[events.packet_of[np.flatnonzero(flags & EVENT_FLAGS["last"])]] = True
+    return ended
+
+
+def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
+    """What is known about how good the capture is.
+
+    Returns
+    -------
+    Series
+        By the names of schema.QUALITY. Never hidden: reprs and files carry the losses too.
+    """
+    values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
+    values |= {
+        "gaps": len(lost_between(events)[0]),
+        "headers_missing": int((events.fact_of[events.first] < 0).sum()),
+        "incomplete": int((~packets["complete"]).sum()),
+        "unfinished": int((packets["verdict"] == VERDICTS[-1]).sum()),
+        "packets": len(packets),
+        "hops": len(events),
+        "probes": len(events.start.functions),
+        "refused": len(events.start.refused),
+        "ladder": events.start.ladder,
+        "end": printable(str(events.end.get("reason", ""))) if events.end else "",
+    }
+    return pd.Series(values, name="quality", dtype=object)
+
+
+def losses(events: Events) -> dict[str, int]:
+    """The counters that say that something was lost, with how much, in the order of schema.COUNTERS."""
+    return {name: events.counters[name] for name in LOSS_COUNTERS if events.counters.get(name)}

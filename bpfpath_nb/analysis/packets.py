@@ -1,0 +1,181 @@
+"""The frame of packets: one row per packet, and what became of it.
+
+A packet has one or more sk_buffs (a tap or a multicast gets clones of it, a local receiver may read one while another
+is freed), and each of them ends somewhere. The verdict on the packet follows from all its hops, by what the functions
+do (`role` of the start record), the first of these that is true:
+
+delivered    a hop handed its data to the owner of a socket (role `deliver`).
+dropped      an sk_buff of it was freed (flag `end`) by a function of the role `drop`, and the reason does not say that
+             it was used as meant. Kernels before 5.17 give no reason; there each such end is a drop.
+sent         its end was seen, and after the last hop that handed it to a driver (`transmit`) no driver handed it up
+             again (`receive`): it left this machine, or what we see of it. Across a veth pair it is received again,
+             so it goes on.
+consumed     its end was seen otherwise: a protocol or a local process used it up, such as an ARP request.
+unfinished   its end was not seen: it waits in a queue, the capture stopped before, or the event was lost (see
+             `complete`).
+
+`where` is the function of the hop that decided; for a drop that is the function which gave the packet up, which the
+kernel passes as an address to the function that frees, and not the freeing function itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.analysis.flows import Flows
+from bpfpath_nb.analysis.hops import hop_flows, nullable, timedeltas, timestamps
+from bpfpath_nb.analysis.losses import complete, has_ended
+from bpfpath_nb.analysis.sequences import distinct
+from bpfpath_nb.schema import EVENT_FLAGS, PACKETS, ROLES, VERDICTS
+
+_ROLES: Final = tuple(ROLES)
+
+
+def packets_frame(events: Events, flows: Flows) -> pd.DataFrame:
+    """All packets, by number.
+
+    Returns
+    -------
+    DataFrame
+        Index packet; columns as schema.PACKETS.
+    """
+    first, last, utc = events.first, events.last, events.utc
+    verdict, deciding = verdicts(events)
+    dropped = verdict == VERDICTS.index("dropped")
+    fact = events.fact_of[first]
+    parent, length = _parent_and_length(events, fact)
+    ports = {end: _ports(getattr(flows, end), flows, fact) for end in ("sport", "dport")}
+    netns = names.netns(events)
+    columns: dict[str, Any] = {
+        "first": timestamps(utc[first]),
+        "last": timestamps(utc[last]),
+        "total": timedeltas(utc[last] - utc[first]),
+        "hops": events.counts.astype(np.uint32),
+        "path": paths(events).categorical(),
+        "flow": hop_flows(events, flows).take(first).categorical(),
+        "proto": _of_first(flows.proto, flows, fact),
+        "src": _of_first(flows.src, flows, fact),
+        "sport": ports["sport"],
+        "dst": _of_first(flows.dst, flows, fact),
+        "dport": ports["dport"],
+        "length": nullable(length),
+        "netns": netns.take(first).categorical(),
+        "namespaces": itineraries(events, netns).categorical(),
+        "verdict": names.categorical(verdict, VERDICTS),
+        "reason": names.reasons(events).take(np.where(dropped, deciding, -1)).categorical(),
+        "where": _where(events, deciding, dropped).categorical(),
+        "parent": nullable(parent, parent == 0),
+        "complete": complete(events),
+    }
+    index = pd.Index(events.packets, name="packet")
+    return pd.DataFrame({column.name: columns[column.name] for column in PACKETS}, index=index)
+
+
+def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]]:
+    """Of each packet the verdict, as a position in schema.VERDICTS, and the row of the hop that decided it."""
+    start, hops = events.start, events.hops
+    role_of = np.array([_ROLES.index(function.role) for function in start.functions] or [0], np.int8)
+    role = role_of[hops["func"]]
+
+    def last_with(rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+        # Of several values for one place numpy keeps the last, and the rows are in the packet's order.
+        found, at = np.full(len(events.first), -1, np.intp), np.flatnonzero(rows)
+        found[events.packet_of[at]] = at
+        return found
+
+    def is_role(name: str) -> npt.NDArray[np.bool_]:
+        return np.asarray(role == _ROLES.index(name))
+
+    number, which = np.unique(hops["reason"], return_inverse=True)
+    is_drop_reason = np.array([start.is_drop_reason(int(value)) for value in number] or [False])[which.reshape(-1)]
+    is_end = hops["flags"] & EVENT_FLAGS["end"] != 0
+    delivered = last_with(is_role("deliver"))
+    dropped = last_with(is_role("drop") & is_end & is_drop_reason)
+    transmitted, received = last_with(is_role("transmit")), last_with(is_role("receive"))
+    ended = has_ended(events)
+    last_end = np.where(ended, last_with(is_end), -1)
+    cases = [delivered >= 0, dropped >= 0, ended & (transmitted > received), ended]
+    verdict = np.select(cases, [0, 1, 2, 3], 4).astype(np.int8)
+    deciding = np.select(cases, [delivered, dropped, transmitted, last_end], events.last)
+    # An end without the flag `end` before it cannot be, but the stream is not to be trusted.
+    return verdict, np.where(deciding < 0, events.last, deciding)
+
+
+def paths(events: Events) -> names.Named:
+    """Of each packet its path: an id of 12 hexadecimal digits.
+
+    It is the head of the BLAKE2b hash of the functions' names in order, so it is the same in every capture, on every
+    kernel that runs through the same functions, whatever the compiler appended to their names.
+    """
+    function = names.functions(events)
+    examples, which = distinct(function.codes, events.hop, events.first)
+
+    def path_id(at: int) -> str:
+        rows = slice(events.first[at], events.first[at] + events.counts[at])
+        text = "\n".join([function.names[code] for code in function.codes[rows].tolist()])
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    return names.distinct_names(which, [path_id(at) for at in examples.tolist()])
+
+
+def itineraries(events: Events, netns: names.Named) -> names.Named:
+    """Of each packet the namespaces it visited, in order of its first visit, as `client > router > server`."""
+    if not len(events):
+        return names.Named(np.empty(0, np.int8), [])
+    packet, code = events.packet_of, netns.codes
+    moved = np.concatenate(([True], (packet[1:] != packet[:-1]) | (code[1:] != code[:-1]))) & (code >= 0)
+    at = np.flatnonzero(moved)
+    visit = packet[at].astype(np.int64) * (len(netns.names) + 1) + code[at]
+    at = at[np.sort(np.unique(visit, return_index=True)[1])]
+    if not len(at):
+        return names.Named(np.full(len(events.first), -1, np.int8), [])
+    packet, code = packet[at], code[at]
+    begins = np.concatenate(([0], np.flatnonzero(packet[1:] != packet[:-1]) + 1))
+    count = np.diff(np.append(begins, len(at)))
+    examples, which = distinct(code, np.arange(len(at)) - np.repeat(begins, count), begins)
+    texts = [
+        " > ".join(netns.names[visited] for visited in code[begins[list_] : begins[list_] + count[list_]].tolist())
+        for list_ in examples.tolist()
+    ]
+    where = np.full(len(events.first), -1, np.intp)
+    where[packet[begins]] = which
+    return names.distinct_names(where, texts)
+
+
+def _where(events: Events, deciding: npt.NDArray[np.intp], dropped: npt.NDArray[np.bool_]) -> names.Named:
+    """The function that decided: of a drop the one that holds the address that the kernel gave, where it is known."""
+    function = names.functions(events)
+    location = events.hops["location"][deciding]
+    known = names.look_up(location, lambda address: events.locations.get(address, (None, 0))[0])
+    by_location = np.where(dropped, known.codes, -1) if len(known.codes) else known.codes
+    code = np.where(by_location >= 0, by_location, function.codes[deciding] + np.int32(len(known.names)))
+    return names.distinct_names(code, [*known.names, *function.names])
+
+
+def _of_first(texts: list[str] | list[str | None], flows: Flows, fact: npt.NDArray[np.intp]) -> Any:
+    return names.distinct_names(flows.which, texts).take(fact).categorical()
+
+
+def _ports(ports: npt.NDArray[np.int32], flows: Flows, fact: npt.NDArray[np.intp]) -> Any:
+    of_packet = np.full(len(fact), -1, np.int32)
+    known = fact >= 0
+    of_packet[known] = ports[flows.which[fact[known]]]
+    return nullable(of_packet.clip(min=0).astype(np.uint16), of_packet < 0)
+
+
+def _parent_and_length(
+    events: Events, fact: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    parent = np.zeros(len(fact), np.uint32)
+    length = events.hops["len"][events.first]
+    known = fact >= 0
+    parent[known] = events.facts["parent"][fact[known]]
+    length[known] = events.facts["len"][fact[known]]
+    return parent, length

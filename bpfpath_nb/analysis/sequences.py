@@ -1,0 +1,66 @@
+"""What a packet went through, in order, as one value.
+
+A path is the ordered list of a packet's functions, and the namespaces it visited are such a list too. Comparing lists
+for millions of packets is too slow, so each list is folded into one 64-bit number: every item's number is mixed with
+its position, and the results are added up over the packet's rows (`numpy.add.reduceat`). Equal lists give equal
+numbers, and with mixing as thorough as splitmix64's (Steele, Lea, Flood: "Fast splittable pseudorandom number
+generators", OOPSLA 2014) two different ones meet once in 2^64 pairs. Names and text are made once for each list that
+differs, never for each packet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = (values + np.uint64(1)) * _GOLDEN
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def distinct(
+    items: npt.NDArray[Any], position: npt.NDArray[Any], first: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Tell lists apart.
+
+    Parameters
+    ----------
+    items : array of small integers, one per row
+    position : array, one per row
+        The row's place in its list.
+    first : array
+        First row of each list; a list reaches to the next one's first row.
+
+    Returns
+    -------
+    examples : array
+        For each distinct list the position in `first` of one that has it, in order of first appearance.
+    which : array
+        For each list the position in `examples` of its own kind.
+    """
+    if not len(first):
+        return np.empty(0, np.intp), np.empty(0, np.intp)
+    item = _mix(np.arange(int(items.max()) + 1, dtype=np.uint64))
+    place = _mix(np.arange(int(position.max()) + 1, dtype=np.uint64) + (np.uint64(1) << np.uint64(32)))
+    # A product of an item's and a place's number, not their sum: two items that change places must change the total.
+    folded = np.add.reduceat(item[items] * (place[position] | np.uint64(1)), first)
+    return group(folded)
+
+
+def group(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Position of the first of each distinct value, and for each value which of those it equals."""
+    _, examples, which = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(examples)
+    rank = np.empty(len(order), np.intp)
+    rank[order] = np.arange(len(order))
+    return examples[order], rank[which.reshape(-1)]

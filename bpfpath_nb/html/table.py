@@ -1,0 +1,42 @@
+"""Small pieces of static HTML.
+
+Nothing here runs: no script, no outside address. Styles are few and inline, because a notebook viewer may strip them
+(GitHub does) and what is left has to read as text: tables keep their grid as `border`, emphasis is a tag, order
+carries the meaning. Every value is escaped in `text`, the only way into a page; packets, process names, namespaces
+and filters are chosen by others.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+_CELL = ' style="text-align:left;padding:2px 8px;white-space:nowrap"'
+
+
+def text(value: object, limit: int = 200) -> str:
+    """Any value as escaped text, cut to `limit` characters."""
+    shown = str(value)
+    return html.escape(shown if len(shown) <= limit else shown[: limit - 1] + "…", quote=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of escaped values under a head line."""
+    top = "".join(f"<th{_CELL}>{text(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td{_CELL}>{text(value)}</td>" for value in row) + "</tr>\n" for row in rows)
+    grid = '<table border="1" style="border-collapse:collapse">'
+    return f"{grid}\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+
+
+def facts(rows: Iterable[tuple[str, object]]) -> str:
+    """Names and values, one pair a line."""
+    return "<p>" + "<br>\n".join(f"<b>{text(name)}</b>: {text(value, 1000)}" for name, value in rows) + "</p>"
+
+
+def warning(lines: Sequence[str]) -> str:
+    """What must not be overlooked; nothing where there is nothing."""
+    if not lines:
+        return ""
+    inner = "<br>\n".join(text(line) for line in lines)
+    mark = '<p style="border-left:4px solid #d55e00;padding:2px 8px">'
+    return f"{mark}<b>⚠ Not everything was recorded.</b><br>\n{inner}</p>"

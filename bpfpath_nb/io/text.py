@@ -1,0 +1,141 @@
+"""A packet's path as plain text: for a terminal, a ticket, a diff.
+
+The paper's tool prints a line per hop with the raw time, the process, the namespace, the interface and the function.
+Here a packet begins with a line that says what it was and what became of it, times count from its first hop with the
+gap to the next one beside, and what does not change from line to line is left out, so that a move to another
+namespace or interface is seen at once::
+
+    packet 1  udp 10.0.1.2:40312 > 10.0.2.2:53  70 bytes  dropped: NETFILTER_DROP in nf_hook_slow
+    14:03:52.120034512 UTC  path 3f9c0a77e1d2  client > router  7 hops in 41.210 us
+          since/us     gap/us  netns   dev    cpu  function
+             0.000      2.104  client  eth0     1  net:net_dev_queue
+    ...
+
+Lines stay under 100 columns unless names are very long.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from bpfpath_nb.analysis.losses import losses
+from bpfpath_nb.errors import OptionError
+
+if TYPE_CHECKING:
+    from bpfpath_nb.recording import Recording
+
+_MOST_HOPS = 1000
+
+
+def recording_text(recording: Recording, packet: int | None = None, limit: int = 50) -> str:
+    """One packet's path, or the first `limit` packets', as text."""
+    packets = recording.packets
+    if packet is not None:
+        if packet not in packets.index:
+            raise OptionError(_no_such_packet(packet, packets))
+        return "\n".join(_packet_lines(recording, packets.index.get_loc(packet)))  # type: ignore[arg-type]
+    shown = min(len(packets), max(limit, 0))
+    parts = ["\n".join(_packet_lines(recording, at)) for at in range(shown)]
+    if shown < len(packets):
+        parts.append(f"... and {len(packets) - shown} more packets; text(packet) writes one, text(limit=...) more")
+    parts += [f"Lost: {line}" for line in loss_lines(recording)]
+    return "\n\n".join(parts) if parts else "no packets"
+
+
+def _no_such_packet(packet: int, packets: pd.DataFrame) -> str:
+    if not len(packets):
+        return (
+            f"There is no packet {packet}: nothing was captured. Check that traffic that the filter matches was sent."
+        )
+    return (
+        f"There is no packet {packet}; the recording has {len(packets)}, numbered {packets.index[0]} to "
+        f"{packets.index[-1]}. `packets` lists them."
+    )
+
+
+def _packet_lines(recording: Recording, at: int) -> list[str]:
+    packet = recording.packets.iloc[at]
+    first, count = int(recording.events.first[at]), int(recording.events.counts[at])
+    rows = recording.df.iloc[first : first + min(count, _MOST_HOPS)]
+    text = {name: _texts(rows[name]) for name in ("netns", "dev", "func", "reason")}
+    widths = {name: max([len(name), *map(len, text[name])]) for name in ("netns", "dev")}
+    since, gap = (_microseconds(rows[name].to_numpy()) for name in ("since", "gap"))
+    header = f"{'since/us':>14} {'gap/us':>10}  {'netns':{widths['netns']}}  {'dev':{widths['dev']}}  cpu  function"
+    lines = [*_head(recording.packets.index[at], packet), header.rstrip()]
+    before = ("", "")
+    for row in range(len(rows)):
+        place = text["netns"][row], text["dev"][row]
+        netns, dev = ("", "") if place == before else place
+        before = place
+        reason = f"  {text['reason'][row]}" if text["reason"][row] != "-" else ""
+        lines.append(
+            f"{since[row]:>14} {gap[row]:>10}  {netns:{widths['netns']}}  {dev:{widths['dev']}}  "
+            f"{rows['cpu'].iat[row]:>3}  {text['func'][row]}{reason}"
+        )
+    if count > len(rows):
+        lines.append(f"... and {count - len(rows)} more hops")
+    return lines
+
+
+def _head(number: int, packet: pd.Series) -> list[str]:
+    flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
+    parent = f"  copied from packet {packet['parent']}" if pd.notna(packet["parent"]) else ""
+    lacking = "" if packet["complete"] else "  MAY LACK HOPS: events were lost"
+    where = packet["namespaces"] if pd.notna(packet["namespaces"]) else "namespace not known"
+    total = _microseconds(np.array([packet["total"].to_timedelta64()]))[0]
+    time = f"{packet['first']:%H:%M:%S}.{packet['first'].value % 10**9:09d} UTC"
+    return [
+        f"packet {number}  {flow}  {packet['length']} bytes  {outcome(packet)}",
+        f"{time}  path {packet['path']}  {where}  {packet['hops']} hops in {total} us{parent}{lacking}",
+    ]
+
+
+def outcome(packet: pd.Series) -> str:
+    """A packet's verdict in words, with reason and function where it was dropped."""
+    if packet["verdict"] != "dropped":
+        return str(packet["verdict"])
+    reason = f": {packet['reason']}" if pd.notna(packet["reason"]) else ""
+    return f"dropped{reason} in {packet['where']}"
+
+
+def _texts(column: pd.Series) -> list[str]:
+    return ["-" if value is None or value != value else str(value) for value in column.tolist()]  # noqa: PLR0124
+
+
+def _microseconds(values: np.ndarray) -> list[str]:
+    return ["" if np.isnat(value) else f"{value.astype(np.int64) / 1000:.3f}" for value in values]
+
+
+def loss_lines(recording: Recording) -> list[str]:
+    """One sentence per thing that was lost; nothing where the recording is whole."""
+    quality = recording.quality
+    told = {
+        "events_lost": "events were lost, the ring was full: {} packets may lack hops".format(quality["incomplete"]),
+        "facts_lost": "headers or process names were lost: some flows and names are unknown",
+        "packets_untracked": "matching packets were not followed, too many were under way",
+        "probe_misses": "probe hits were skipped by the kernel",
+    }
+    return [f"{count} {told[name]}" for name, count in losses(recording.events).items()]
+
+
+def summary_text(recording: Recording) -> str:
+    """What a recording is, in a few lines."""
+    start, packets = recording.start, recording.packets
+    lines = [
+        f"<{type(recording).__name__}: {len(packets)} packets, {len(recording)} hops>",
+        f"filter   {start.filter or 'every packet'}",
+        f"kernel   {start.release} on {start.host or 'an unnamed host'}, {start.ladder}",
+    ]
+    counts = packets["verdict"].value_counts(sort=False)
+    if len(packets):
+        lines.append("packets  " + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    lines += [f"LOST     {line}" for line in loss_lines(recording)]
+    for number, packet in packets.head(5).iterrows():
+        flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
+        lines.append(f"  {number:>6}  {flow}  {outcome(packet)}")
+    if len(packets) > 5:
+        lines.append(f"          ... and {len(packets) - 5} more")
+    return "\n".join(lines)

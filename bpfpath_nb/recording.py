@@ -1,0 +1,199 @@
+"""A recording: what was captured, as frames. Immutable, and the same whether it was loaded or is still growing.
+
+`Recording` holds one ordered set of numeric columns (`analysis.events.Events`); each frame is made from it on first
+use and kept. A live `Capture` is not a recording, it has one: its present picture. What both offer is written once,
+in `RecordingViews`, in terms of the one property `recording`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from bpfpath_nb.analysis.events import Collector, Events
+from bpfpath_nb.analysis.flows import Flows, flows
+from bpfpath_nb.analysis.hops import hops_frame
+from bpfpath_nb.analysis.losses import quality
+from bpfpath_nb.analysis.packets import packets_frame
+from bpfpath_nb.stream import Batch, Reader, Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bpfpath_nb.start import StartRecord
+
+
+class RecordingViews:
+    """Everything that a recording shows, for whatever has one.
+
+    A subclass provides `recording`; a `Capture` returns the picture of the moment, a `Recording` itself.
+    """
+
+    @property
+    def recording(self) -> Recording:
+        """What is recorded, as of now."""
+        raise NotImplementedError
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row per function that a packet passed, with how long it took.
+
+        Index `(packet, hop)`, ordered by packet and time. The frame is the recording's own: `copy()` it before you
+        change it.
+
+        {df}
+        """
+        return self.recording._df
+
+    @property
+    def packets(self) -> pd.DataFrame:
+        """One row per packet: when, along which path, and what became of it (`analysis.packets` has the rules).
+
+        Index `packet`.
+
+        {packets}
+        """
+        return self.recording._packets
+
+    @property
+    def quality(self) -> pd.Series[Any]:
+        """How far the recording can be trusted: what was lost, refused, and left unfinished.
+
+        {quality}
+        """
+        return self.recording._quality
+
+    def text(self, packet: int | None = None, limit: int = 50) -> str:
+        """Packets' paths as plain text, for a terminal or a ticket.
+
+        Parameters
+        ----------
+        packet : int, optional
+            Only this one. By default all, in order.
+        limit : int
+            Most packets to write; a last line tells how many there are beyond.
+
+        Raises
+        ------
+        OptionError
+            There is no such packet.
+        """
+        from bpfpath_nb.io.text import recording_text
+
+        return recording_text(self.recording, packet, limit)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the recording to one Parquet file, which pandas, polars and DuckDB can read as well.
+
+        An existing file is replaced, in one step: it is never half written.
+
+        Returns
+        -------
+        Path
+            Where it is.
+        """
+        from bpfpath_nb.io.parquet import save
+
+        return save(self.recording.events, Path(path))
+
+
+class Recording(RecordingViews):
+    """What a capture recorded.
+
+    Made by `Capture.recording` or `Recording.load`.
+
+    Attributes
+    ----------
+    events : analysis.events.Events
+        The columns that every frame is made from.
+    start : StartRecord
+        The kernel, the filter, the probes: what the capture said of itself.
+    """
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a recording that `save` wrote. Needs neither root nor bcc, on any system.
+
+        Raises
+        ------
+        RecordingError
+            The file is no recording, is damaged or cut short, or comes from a newer version.
+        OSError
+            There is no such file, or it may not be read.
+        """
+        from bpfpath_nb.io.parquet import load
+
+        return cls(load(Path(path)))
+
+    @classmethod
+    def from_stream(cls, source: Source | int) -> Self:
+        """Read a tracer's whole stream (see `stream.Reader` for the errors)."""
+        reader = Reader(source)
+        return cls.from_batches(reader.start, reader)
+
+    @classmethod
+    def from_batches(cls, start: StartRecord, batches: Iterable[Batch]) -> Self:
+        """Put a stream's batches together."""
+        collector = Collector(start)
+        for batch in batches:
+            collector.add(batch)
+        return cls(collector.events())
+
+    @property
+    def recording(self) -> Recording:
+        """The recording itself."""
+        return self
+
+    @property
+    def start(self) -> StartRecord:
+        """What the capture said of itself when it began."""
+        return self.events.start
+
+    def __len__(self) -> int:
+        """How many hops there are."""
+        return len(self.events)
+
+    @cached_property
+    def _flows(self) -> Flows:
+        return flows(self.events.facts)
+
+    @cached_property
+    def _df(self) -> pd.DataFrame:
+        return hops_frame(self.events, self._flows)
+
+    @cached_property
+    def _packets(self) -> pd.DataFrame:
+        return packets_frame(self.events, self._flows)
+
+    @cached_property
+    def _quality(self) -> pd.Series[Any]:
+        return quality(self.events, self._packets)
+
+    def __repr__(self) -> str:
+        from bpfpath_nb.io.text import summary_text
+
+        return summary_text(self)
+
+    def _repr_html_(self) -> str:
+        from bpfpath_nb.html.summary import summary_html
+
+        return summary_html(self)
+
+
+def _document() -> None:
+    """Put the columns of `schema` into the docstrings of the frames, so that they cannot differ."""
+    from bpfpath_nb import schema
+
+    for name, columns in (("df", schema.HOPS), ("packets", schema.PACKETS), ("quality", schema.QUALITY)):
+        view = RecordingViews.__dict__[name]
+        if view.__doc__:
+            view.__doc__ = view.__doc__.replace(f"        {{{name}}}", schema.document(columns, indent=8))
+
+
+_document()
