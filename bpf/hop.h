@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A hop: one packet seen in one function.
+ *
+ * Every probe ends here. The sk_buff is read once, as a whole, into the stack: its members' offsets come from
+ * the running kernel's BTF as macros named <struct>__<member>. Nothing is read through the pointer of a
+ * packet that is not followed, but its `head`.
+ */
+
+/* What a probe is, known when it is compiled. */
+#define KIND_ENTRY     1 /* the filter runs here */
+#define KIND_END       2 /* the sk_buff is freed here */
+#define KIND_NEIGHBOUR 4 /* the sk_buff has to be found through a neighbour */
+
+/* Inode numbers of namespaces come from the upper end (PROC_DYNAMIC_FIRST and the fixed ones just below it).
+ * Where `skb->dev` shares its place with something else (udp's dev_scratch, TCP's rbnode) what is read
+ * through it is not a namespace. */
+#define NETNS_LOWEST 0xEFFF0000u
+
+static __always_inline u64 read_pointer(u64 from, u32 offset)
+{
+	u64 value = 0;
+
+	if (from)
+		bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
+	return value;
+}
+
+static __always_inline u32 read_u32(u64 from, u32 offset)
+{
+	u32 value = 0;
+
+	if (from)
+		bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
+	return value;
+}
+
+struct place {
+	u32 netns;
+	u32 ifindex;
+};
+
+static __always_inline void place_of(struct place *place, const struct sk_buff_copy *copy)
+{
+	u64 dev = MEMBER(copy, u64, sk_buff__dev);
+	u64 net = read_pointer(dev, net_device__nd_net);
+	u32 netns = read_u32(net, net__ns_inum);
+
+	place->netns = 0;
+	place->ifindex = 0;
+	if (netns >= NETNS_LOWEST) {
+		place->netns = netns;
+		place->ifindex = read_u32(dev, net_device__ifindex);
+		return;
+	}
+	net = read_pointer(MEMBER(copy, u64, sk_buff__sk), sock__skc_net);
+	netns = read_u32(net, net__ns_inum);
+	if (netns >= NETNS_LOWEST)
+		place->netns = netns;
+}
+
+/* Keep to the namespaces and interfaces that were asked for. */
+#ifdef ONLY_NAMESPACES
+BPF_HASH(wanted_namespaces, u32, u8, 4096);
+#define NAMESPACE_WANTED(place) (wanted_namespaces.lookup(&(place)->netns) != 0)
+#else
+#define NAMESPACE_WANTED(place) 1
+#endif
+
+#ifdef ONLY_INTERFACES
+BPF_HASH(wanted_interfaces, struct place, u8, 4096);
+#define INTERFACE_WANTED(place) (wanted_interfaces.lookup(place) != 0)
+#else
+#define INTERFACE_WANTED(place) 1
+#endif
+
+/* The addresses and ports as they stand in the packet now, hashed. TTL, checksums and lengths stay out: they
+ * change at every router. 0 where there is no IP header to be seen. */
+static __always_inline u64 flow_of(const struct sk_buff_copy *copy)
+{
+	u64 w[5] = {};
+	u16 network = MEMBER(copy, u16, sk_buff__network_header);
+	u64 at = MEMBER(copy, u64, sk_buff__head) + network;
+	u64 hash;
+	u32 ports = 0;
+	u32 transport;
+	u8 *header = (u8 *)w;
+	u8 protocol;
+
+	if (!network || network == 0xffff)
+		return 0;
+	if (bpf_probe_read_kernel(w, sizeof(w), (void *)at))
+		return 0;
+	if (header[0] >> 4 == 4) {
+		protocol = header[9];
+		transport = (header[0] & 15) * 4;
+		/* Later fragments have no ports. */
+		if ((header[6] & 0x1f) || header[7])
+			protocol = 0;
+		hash = (w[1] >> 32) * 0x9E3779B97F4A7C15ull ^ (w[2] & 0xffffffff) * 0xC2B2AE3D27D4EB4Full;
+	} else if (header[0] >> 4 == 6) {
+		protocol = header[6];
+		transport = 40;
+		hash = (w[1] * 0x9E3779B97F4A7C15ull ^ w[2]) * 0x165667B19E3779F9ull ^
+		       (w[3] * 0xC2B2AE3D27D4EB4Full ^ w[4]) * 0x27D4EB2F165667C5ull;
+	} else {
+		return 0;
+	}
+	if (protocol == 6 || protocol == 17 || protocol == 132 || protocol == 33 || protocol == 136)
+		bpf_probe_read_kernel(&ports, sizeof(ports), (void *)(at + transport));
+	hash = (hash ^ ports) * 0x9E3779B97F4A7C15ull ^ protocol;
+	return hash ? hash : 1;
+}
+
+/* The first bytes of the packet. Always 128 are read: behind a packet's data lies skb_shared_info, in the
+ * same allocation. `caplen` says how many are the packet's; the tracer passes on no more. */
+static __always_inline void send_snapshot(struct state *state, const struct packet *packet,
+					  const struct path *path, u64 now)
+{
+	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+
+	if (!facts) {
+		COUNT(&state->facts_lost);
+		return;
+	}
+	facts->time = now;
+	facts->packet = path->packet;
+	facts->parent = 0;
+	facts->len = packet->len;
+	facts->snapshot = path->snapshot;
+	facts->link = packet->link;
+	facts->vlan_tpid = packet->vlan_tpid;
+	facts->vlan_tci = packet->vlan_tci;
+	facts->caplen = packet->caplen < 128 ? packet->caplen : 128;
+	facts->kind = FACTS_SNAPSHOT;
+	bpf_probe_read_kernel(facts->headers, sizeof(facts->headers), (void *)packet->start);
+	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
+}
+
+/* Names of the processes that were met, each told once. */
+struct process {
+	u64 comm[2];
+};
+
+BPF_TABLE("lru_hash", u32, struct process, processes, 8192);
+
+static __always_inline void send_process(struct state *state, u32 pid, u64 now)
+{
+	struct process process = {};
+	struct process *known = processes.lookup(&pid);
+	struct facts *facts;
+
+	bpf_get_current_comm(&process, sizeof(process));
+	if (known && known->comm[0] == process.comm[0] && known->comm[1] == process.comm[1])
+		return;
+	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+	if (!facts) {
+		COUNT(&state->facts_lost);
+		return;
+	}
+	processes.update(&pid, &process);
+	__builtin_memset(facts, 0, sizeof(*facts));
+	facts->time = now;
+	facts->packet = pid;
+	facts->kind = FACTS_PROCESS;
+	__builtin_memcpy(facts->headers, &process, sizeof(process));
+	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
+}
+
+struct where {
+	u16 func;
+	u16 kind;
+	u32 reason;
+	u64 location;
+};
+
+static __always_inline void send_event(struct state *state, struct path *path, u64 now, u64 skb,
+				       const struct where *where, u16 flags)
+{
+	u32 zero = 0;
+	u64 *next = sequence.lookup(&zero);
+	struct event *event;
+	u32 seq;
+
+	if (!next)
+		return;
+	seq = NEXT(next);
+	event = events.ringbuf_reserve(sizeof(*event));
+	if (!event) {
+		COUNT(&state->events_lost);
+		return;
+	}
+	event->time = now;
+	event->skb = skb;
+	event->location = where->location;
+	event->packet = path->packet;
+	event->seq = seq;
+	event->netns = path->netns;
+	event->ifindex = path->ifindex;
+	event->len = path->len;
+	event->mark = path->mark;
+	event->reason = where->reason;
+	event->pid = path->pid;
+	event->func = where->func;
+	event->cpu = bpf_get_smp_processor_id();
+	event->snapshot = path->snapshot;
+	event->flags = flags;
+	events.ringbuf_submit(event, NO_WAKEUP);
+}
+
+/* Ask the filter; a packet that it takes gets its number. */
+static __always_inline struct path *enter(struct state *state, const struct sk_buff_copy *copy,
+					  struct packet *packet, const struct place *place)
+{
+	struct path path = {};
+	u64 head = MEMBER(copy, u64, sk_buff__head);
+
+	if (!NAMESPACE_WANTED(place) || !INTERFACE_WANTED(place))
+		return 0;
+	if (!filter_match(packet))
+		return 0;
+#if SAMPLE > 1
+	path.ignored = NEXT(&state->matched) % SAMPLE != 0;
+#endif
+	if (!path.ignored) {
+#ifdef PACKETS_LIMIT
+		if (state->packets >= PACKETS_LIMIT)
+			return 0;
+#endif
+		path.packet = NEXT(&state->packets) + 1;
+	}
+	path_add(state, head, &path);
+	return skb_map.lookup(&head);
+}
+
+/* Whether the buffer goes with this sk_buff: nobody else refers to it. As skb_release_data() reckons: the
+ * header of a packet whose payload is shared (`nohdr`) holds a reference of its own in the upper half. */
+static __always_inline int is_last(const struct sk_buff_copy *copy)
+{
+	u32 end, bias;
+
+	if (!BITS(copy, sk_buff__cloned))
+		return 1;
+	end = MEMBER(copy, u32, sk_buff__end);
+	bias = BITS(copy, sk_buff__nohdr) ? (1 << 16) + 1 : 1;
+	return read_u32(MEMBER(copy, u64, sk_buff__head), end + skb_shared_info__dataref) == bias;
+}
+
+static __always_inline int hop(void *tc, u64 skb, struct where where)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+	struct sk_buff_copy copy;
+	struct packet packet;
+	struct place place;
+	struct path *path;
+	u64 now, flow, head;
+	u32 pid, translated;
+	u16 flags = 0;
+
+	if (!state || !state->armed || !skb)
+		return 0;
+	if (!(where.kind & KIND_ENTRY) && !state->tagged)
+		return 0;
+	head = read_pointer(skb, sk_buff__head);
+	if (!head)
+		return 0;
+	path = path_of(state, skb, head);
+	if (!path && !(where.kind & KIND_ENTRY))
+		return 0;
+	if (path && path->ignored)
+		goto end;
+	now = bpf_ktime_get_ns();
+	if (bpf_probe_read_kernel(&copy, sizeof(copy), (void *)skb))
+		return 0;
+	place_of(&place, &copy);
+	if (!path) {
+		if (packet_from_skb(&packet, &copy, tc))
+			return 0;
+		path = enter(state, &copy, &packet, &place);
+		if (!path || path->ignored)
+			return 0;
+		path->flow = flow_of(&copy);
+		path->skb = skb;
+		path->link = packet.link;
+		send_snapshot(state, &packet, path, now);
+		flags |= EVENT_ENTRY;
+	} else {
+		flow = flow_of(&copy);
+		translated = flow && path->flow && flow != path->flow;
+		if (flow)
+			path->flow = flow;
+		/* Below the network layer a packet has a link header. One that had none yet when it got its
+		 * number is worth a second snapshot. */
+		if ((translated || (tc && path->link == PACKET_RAW)) &&
+		    !packet_from_skb(&packet, &copy, tc) && (translated || packet.link != path->link)) {
+			path->snapshot++;
+			path->link = packet.link;
+			send_snapshot(state, &packet, path, now);
+		}
+	}
+	pid = bpf_get_current_pid_tgid() >> 32;
+	if (pid != path->pid || flags) {
+		path->pid = pid;
+		send_process(state, pid, now);
+	}
+	path->netns = place.netns;
+	path->ifindex = place.ifindex;
+	path->len = MEMBER(&copy, u32, sk_buff__len);
+	path->mark = MEMBER(&copy, u32, sk_buff__mark);
+	if (BITS(&copy, sk_buff__cloned))
+		flags |= EVENT_CLONE;
+	if (where.kind & KIND_END) {
+		flags |= EVENT_END;
+		if (is_last(&copy))
+			flags |= EVENT_LAST;
+	} else {
+		path->skb = skb;
+	}
+	if (NAMESPACE_WANTED(&place))
+		send_event(state, path, now, skb, &where, flags);
+	if (flags & EVENT_LAST)
+		path_remove(state, head);
+	return 0;
+end:
+	if (where.kind & KIND_END && !bpf_probe_read_kernel(&copy, sizeof(copy), (void *)skb) &&
+	    is_last(&copy))
+		path_remove(state, head);
+	return 0;
+}
+
+/* The allocator frees something: perhaps the buffer of a packet that is followed, perhaps an sk_buff that had
+ * lost its buffer before. Two sk_buffs that were allocated as a pair (fclone) are freed as one. */
+static __always_inline int freed(u64 address, struct where where)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+	struct path *path;
+	struct path copy;
+	u64 skb = address;
+
+	if (!state || !state->tagged || !address)
+		return 0;
+	path = skb_map.lookup(&address);
+	if (path) {
+		copy = *path;
+		skb = copy.skb;
+		if (skb_map.delete(&address))
+			return 0;
+		if (copy.ignored || moved.update(&skb, &copy))
+			__sync_fetch_and_add(&state->tagged, -1);
+		else
+			COUNT(&state->moved);
+		return 0;
+	}
+	if (!state->moved)
+		return 0;
+	path = moved.lookup(&skb);
+	if (!path) {
+		skb += sk_buff__SIZE;
+		path = moved.lookup(&skb);
+		if (!path)
+			return 0;
+	}
+	copy = *path;
+	if (moved.delete(&skb))
+		return 0;
+	__sync_fetch_and_add(&state->moved, -1);
+	__sync_fetch_and_add(&state->tagged, -1);
+	send_event(state, &copy, bpf_ktime_get_ns(), skb, &where, EVENT_END | EVENT_LAST);
+	return 0;
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The programs. For each kind of probe there is one function, and where a probe has to say which it is, a
+ * cookie does: compiling is what takes the time when a capture starts, loading the same function once more
+ * takes a millisecond. (Each tracepoint gets a load of its own: the kernel skips a program that is
+ * interrupted by itself, and this way an interrupt's packets are not missed because some other tracepoint was
+ * at work.)
+ *
+ * Kernels before 6.10 give tracepoints no cookie; there the tracer writes one line TRACEPOINT(name, cookie)
+ * for each.
+ */
+
+#define WHERE(func_, kind_, location_, reason_)                                                              \
+	((struct where){.func = (func_), .kind = (kind_), .reason = (reason_), .location = (location_)})
+
+/* A TC program lets the packet pass on to whoever is next (TCX_NEXT, TC_ACT_UNSPEC). The context of a TC
+ * program is the packet's sk_buff itself. */
+#define TC_PASS -1
+
+int tc_ingress(struct __sk_buff *ctx)
+{
+	hop(ctx, (u64)ctx, WHERE(FUNC_tc_ingress, KIND_ENTRY, 0, 0));
+	return TC_PASS;
+}
+
+int tc_egress(struct __sk_buff *ctx)
+{
+	hop(ctx, (u64)ctx, WHERE(FUNC_tc_egress, KIND_ENTRY, 0, 0));
+	return TC_PASS;
+}
+
+/* One program for all five hooks of netfilter, first in each: what it lets pass is not dropped yet. The
+ * hooks' functions stand behind one another in the start record, in the order of enum nf_inet_hooks. */
+#ifdef FUNC_netfilter
+int netfilter(u64 *ctx)
+{
+	u32 hook = read_u32(ctx[0], nf_hook_state__hook) & 0xff;
+
+	hop(0, ctx[1], WHERE(FUNC_netfilter + (hook < 5 ? hook : 0), KIND_ENTRY, 0, 0));
+	return 1; /* NF_ACCEPT */
+}
+#endif
+
+/* What a tracepoint's cookie holds. An argument that it has not is 15. */
+#define COOKIE_FUNC(cookie)	((u16)(cookie))
+#define COOKIE_KIND(cookie)	((u16)((cookie) >> 16 & 0xff))
+#define COOKIE_SKB(cookie)	((u32)((cookie) >> 24 & 15))
+#define COOKIE_LOCATION(cookie) ((u32)((cookie) >> 28 & 15))
+#define COOKIE_REASON(cookie)	((u32)((cookie) >> 32 & 15))
+#define NO_ARGUMENT		15
+
+static __always_inline u64 argument(void *ctx, u32 number)
+{
+	/* Read as memory: a program that names an argument cannot be attached where there are fewer. */
+	return number == NO_ARGUMENT ? 0 : read_pointer((u64)ctx, number * sizeof(u64));
+}
+
+/* neigh_event_send_done(neighbour, result): a packet that waits for the neighbour's address was just put at
+ * the tail of its queue. */
+static __always_inline u64 queued_at_neighbour(void *ctx)
+{
+	u64 neighbour = argument(ctx, 0);
+	u64 last;
+
+	if (!(u32)argument(ctx, 1))
+		return 0;
+	last = read_pointer(neighbour, neighbour__arp_queue_prev);
+	return last == neighbour + neighbour__arp_queue ? 0 : last;
+}
+
+static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
+{
+	u16 kind = COOKIE_KIND(cookie);
+	u64 skb = kind & KIND_NEIGHBOUR ? queued_at_neighbour(ctx) : argument(ctx, COOKIE_SKB(cookie));
+
+	return hop(0, skb,
+		   WHERE(COOKIE_FUNC(cookie), kind, argument(ctx, COOKIE_LOCATION(cookie)),
+			 argument(ctx, COOKIE_REASON(cookie))));
+}
+
+#ifdef HAVE_TRACEPOINT_COOKIE
+static u64 (*attach_cookie)(void *ctx) = (void *)174; /* BPF_FUNC_get_attach_cookie */
+
+int tracepoint(struct bpf_raw_tracepoint_args *ctx)
+{
+	return tracepoint_hop(ctx, attach_cookie(ctx));
+}
+#endif
+
+#define TRACEPOINT(name, cookie)                                                                             \
+	int tracepoint_##name(struct bpf_raw_tracepoint_args *ctx)                                           \
+	{                                                                                                    \
+		return tracepoint_hop(ctx, cookie);                                                          \
+	}
+
+/* kfree(call_site, pointer) and kmem_cache_free(call_site, pointer, ...) */
+#ifdef FUNC_kfree
+int freed_kfree(struct bpf_raw_tracepoint_args *ctx)
+{
+	return freed(ctx->args[1], WHERE(FUNC_kfree, KIND_END, ctx->args[0], 0));
+}
+#endif
+
+#ifdef FUNC_kmem_cache_free
+int freed_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx)
+{
+	return freed(ctx->args[1], WHERE(FUNC_kmem_cache_free, KIND_END, ctx->args[0], 0));
+}
+#endif

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What travels from the kernel to the tracer, and the maps it travels in.
+ *
+ * Two rings: `events` holds one small record per hop, `facts` what is told once per packet (its first bytes)
+ * or per process (its name). The layouts are those of EVENT_DTYPE and FACTS_DTYPE in bpfpath_nb/schema.py; a
+ * test compares them.
+ */
+
+struct event {
+	u64 time;
+	u64 skb;
+	u64 location;
+	u32 packet;
+	u32 seq;
+	u32 netns;
+	u32 ifindex;
+	u32 len;
+	u32 mark;
+	u32 reason;
+	u32 pid;
+	u16 func;
+	u16 cpu;
+	u16 snapshot;
+	u16 flags;
+};
+
+#define EVENT_ENTRY 1
+#define EVENT_END   2
+#define EVENT_LAST  4
+#define EVENT_CLONE 8
+
+struct facts {
+	u64 time;
+	u32 packet; /* for FACTS_PROCESS: the pid */
+	u32 parent;
+	u32 len;
+	u16 snapshot;
+	u16 link;
+	u16 vlan_tpid;
+	u16 vlan_tci;
+	u16 caplen;
+	u16 kind;
+	u8 headers[128]; /* for FACTS_PROCESS: comm, 16 bytes */
+};
+
+#define FACTS_SNAPSHOT 0
+#define FACTS_PROCESS  1
+
+/* The capture as a whole. `armed` is set by the tracer when every probe is in; until then nothing is
+ * recorded. */
+struct state {
+	u64 armed;
+	u64 tagged;    /* packets in skb_map and moved: nothing tagged, nothing paid */
+	u64 moved;     /* of these, those in `moved` */
+	u64 packets;   /* numbers given out */
+	u64 matched;   /* packets the filter took, for sampling */
+	u64 untracked; /* packets that found skb_map full */
+	u64 events_lost;
+	u64 facts_lost;
+};
+
+BPF_ARRAY(state_map, struct state, 1);
+
+/* Number of the next event on each CPU. A gap in what arrives is a lost event, and tells where it was lost;
+ * the sum is how many events there were in all. */
+BPF_PERCPU_ARRAY(sequence, u64, 1);
+
+BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
+BPF_RINGBUF_OUTPUT(facts_ring, FACTS_PAGES);
+
+/* The tracer reads the rings by itself, every few milliseconds; waking it for each record would cost more
+ * than the record. */
+#define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP */
+
+/* Counter that several CPUs, and interrupts on one of them, may raise at once. Kernels before 5.12 have no
+ * atomic that returns the old value. */
+#ifdef HAVE_FETCH_ADD
+#define NEXT(counter) __sync_fetch_and_add(counter, 1)
+#else
+#define NEXT(counter)                                                                                        \
+	({                                                                                                   \
+		u64 old_ = *(counter);                                                                       \
+		__sync_fetch_and_add(counter, 1);                                                            \
+		old_;                                                                                        \
+	})
+#endif
+#define COUNT(counter) __sync_fetch_and_add(counter, 1)
