@@ -16,6 +16,9 @@ from typing import ClassVar
 class BpfpathError(Exception):
     """Base of all errors of bpfpath_nb."""
 
+    reported = False
+    """Whether the tracer process reported it, in good order, and is ready for the next request."""
+
     _types: ClassVar[dict[str, type[BpfpathError]]] = {}
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -28,8 +31,10 @@ class BpfpathError(Exception):
 
     @staticmethod
     def from_record(record: dict[str, str]) -> BpfpathError:
-        """The error that `to_record` described; of the base class where its type is unknown here."""
-        return BpfpathError._types.get(record.get("type", ""), TracerError)(record.get("message", "unknown error"))
+        """The error that `to_record` described; a `TracerError` where its type is unknown here."""
+        error = BpfpathError._types.get(record.get("type", ""), TracerError)(record.get("message", "unknown error"))
+        error.reported = True
+        return error
 
 
 class FilterError(BpfpathError, ValueError):
