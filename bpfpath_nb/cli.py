@@ -9,7 +9,6 @@ meant for people; for programs there is `-o`.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
@@ -96,13 +95,20 @@ def _trace(options: argparse.Namespace) -> int:
         packets=options.packets,
     ) as capture:
         print("capturing; Ctrl-C ends it", file=sys.stderr)
-        with contextlib.suppress(KeyboardInterrupt):
+        failed: BpfpathError | None = None
+        try:
             _follow(capture, quiet=options.quiet)
+        except KeyboardInterrupt:
+            pass
+        except BpfpathError as error:
+            failed = error  # the tracer died: what it had sent is kept, shown and saved
     recording = capture.recording
     if options.output:
         recording.save(options.output)
         print(f"saved as {options.output}", file=sys.stderr)
     _summarise(recording)
+    if failed is not None:
+        raise failed
     return 0
 
 
@@ -112,11 +118,12 @@ def _follow(capture: Capture, *, quiet: bool) -> None:
     hops: dict[int, int] = {}
     changed: dict[int, float] = {}
     while True:
-        ended = capture.status != "capturing"
+        ended = capture.status.state != "capturing"
         if not quiet:
             recording = capture.recording
             now = time.monotonic()
-            for packet, count in recording.packets["hops"].items():
+            packets = recording.packets
+            for packet, count in zip(packets.index.tolist(), packets["hops"].tolist(), strict=True):
                 if hops.get(packet) != count:
                     hops[packet], changed[packet] = count, now
                 if packet not in shown and (ended or now - changed[packet] > _SETTLED):

@@ -183,10 +183,10 @@ def _privilege(found: Machine) -> Iterator[Check]:
             "the tracer may not load BPF programs; saved recordings can be read all the same",
             "start it as root; or capture on another machine with on='ssh://root@HOST'; or allow the tracer alone, by "
             f"this line in a file of /etc/sudoers.d: {printable(user)} ALL=(root) NOPASSWD: "
-            f"{printable(found.python)} -m bpfpath_nb.tracer",
+            f"{printable(found.python)} -P -m bpfpath_nb.tracer",
         )  # fmt: skip
     if found.capabilities is None:
-        yield Check("capabilities", "not to be seen without root", "limited" if found.sudo else "ok")
+        yield Check("capabilities", "not to be seen by an ordinary user")
         return
     lacking = set(CAPABILITIES.values()) - found.capabilities
     if "CAP_SYS_ADMIN" in found.capabilities:

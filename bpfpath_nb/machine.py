@@ -47,7 +47,7 @@ class Machine:
     """the notebook server found, if any"""
     root: bool
     sudo: bool
-    """whether `sudo -n` works"""
+    """whether sudo would start the tracer without asking for a password"""
     capabilities: frozenset[str] | None
     """those of `CAPABILITIES` that the tracer would have; None where that can't be seen"""
     release: str
@@ -145,8 +145,10 @@ def _spec(name: str) -> Path | None:
 def _sudo() -> bool:
     if shutil.which("sudo") is None:
         return False
-    tried = subprocess.run(["sudo", "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return tried.returncode == 0
+    # With -l sudo tells whether it would, and runs nothing. A line in sudoers may allow the tracer and no other
+    # command.
+    asked = ["sudo", "-n", "-l", "--", sys.executable, "-P", "-m", "bpfpath_nb.tracer"]
+    return subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
 
 def _capabilities(root: bool, sudo: bool) -> frozenset[str] | None:
