@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfpath_nb.errors import RequirementError
-from bpfpath_nb.kernel.types import Field, Structure, Types
+from bpfpath_nb.kernel.structures import Field, Structure, Types
 
 VMLINUX = "/sys/kernel/btf/vmlinux"
 

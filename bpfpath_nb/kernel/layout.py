@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bpfpath_nb.errors import RequirementError
-from bpfpath_nb.kernel.types import Types
+from bpfpath_nb.kernel.structures import Types
 
 
 class Need(NamedTuple):

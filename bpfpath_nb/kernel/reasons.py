@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from bpfpath_nb.kernel.types import Types
+from bpfpath_nb.kernel.structures import Types
 
 SUBSYSTEM_SHIFT = 16
 
@@ -71,7 +71,9 @@ def names(types: Types, modules: Iterable[Types] = (), tracefs_format: str | Non
                 for value, name in values.items():
                     # mac80211 declares through u32 values that BTF keeps as unsigned; a wrapped sign is undone.
                     whole = value & 0xFFFFFFFF if value >> SUBSYSTEM_SHIFT else value | number << SUBSYSTEM_SHIFT
-                    if whole >> SUBSYSTEM_SHIFT == number and whole & 0xFFFF and not name.startswith("__"):
+                    if name.startswith("__") or name.endswith("_MAX") or "DROP" not in name:
+                        continue  # bounds, and verdicts that are no drops (mac80211's RX_CONTINUE)
+                    if whole >> SUBSYSTEM_SHIFT == number and whole & 0xFFFF:
                         found.setdefault(whole, _subsystem_name(subsystem, name))
                 break
     return found
