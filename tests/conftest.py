@@ -17,6 +17,11 @@ LACKING = "this machine lacks: "
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 
+def pytest_report_header() -> str:
+    who = "root" if os.geteuid() == 0 else "not root: live tests are skipped"
+    return f"kernel {os.uname().release}, {who}"
+
+
 def _forbidden(report: pytest.TestReport | pytest.CollectReport) -> str | None:
     """The reason of a skip that must not be, else None. An expected failure is reported as a skip too and is none."""
     if not IN_CI or not report.skipped or hasattr(report, "wasxfail"):

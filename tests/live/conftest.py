@@ -69,6 +69,15 @@ def leaves_nothing() -> Iterator[None]:
         time.sleep(0.1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_process_stays() -> Iterator[None]:
+    """At the end the tracers that were kept go too, and then no process of this run is left."""
+    yield
+    if "bpfpath_nb.tracers" in sys.modules:
+        sys.modules["bpfpath_nb.tracers"].close_idle()
+    assert list(_processes_of_this_run()) == []
+
+
 @dataclass(frozen=True)
 class Look:
     """What is on the machine at one moment."""
@@ -157,10 +166,17 @@ def _processes() -> Iterator[tuple[Path, bool]]:
 
 
 def _processes_of_this_run() -> Iterator[tuple[int, str]]:
+    idle = _idle_tracers()
     for folder, ours in _processes():
-        if ours and int(folder.name) != os.getpid():
+        if ours and int(folder.name) not in {os.getpid(), *idle}:
             with contextlib.suppress(OSError):
                 yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+
+
+def _idle_tracers() -> set[int]:
+    """Tracers that are kept for the next capture. They hold nothing in the kernel."""
+    tracers = sys.modules.get("bpfpath_nb.tracers")
+    return {tracer.pid for kept in tracers._idle.values() for tracer in kept} if tracers else set()
 
 
 def _held_by_others() -> tuple[set[int], set[int]]:
@@ -212,8 +228,3 @@ def _filters(namespace: str) -> Iterator[tuple[str, str, str]]:
 def _json(command: list[str]) -> list[dict]:
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     return json.loads(shown.stdout or "[]") if shown.returncode == 0 else []
-
-
-def pytest_report_header() -> str:
-    who = "root" if os.geteuid() == 0 else "not root"
-    return f"live tests: kernel {os.uname().release}, {who}, Python {sys.executable}"
