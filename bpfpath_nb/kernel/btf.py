@@ -1,39 +1,46 @@
 """The kernel's own description of its types: BTF.
 
-BTF is what `/sys/kernel/btf/vmlinux` holds: a header, a section of types, a section of strings
-(Documentation/bpf/btf.rst). A type has no stored number; the first in the section is type 1, the next type 2, and each
-is as long as its kind and its count of members make it:
-
-::
-
-    word 0        word 1 (info)                 word 2          then, by kind
-    name offset   kind flag | kind | vlen       size or type    members, parameters, enumerators ...
-
-So to know where type 100,000 is one must have walked over the 99,999 before it, and a kernel has about 140,000. Done
-type by type in Python that takes a noticeable part of a second, and many seconds in an emulated guest. Here the length
-that a type *would* have is computed for every 4-byte word at once, as one array; the walk that is left only adds
-numbers. After it the types are columns (name, kind, count, reference), and questions about all of them, such as which
-functions take a ``struct sk_buff *``, are array operations.
+BTF is what `/sys/kernel/btf/vmlinux` holds. Once it is known where each type begins (`sections.py`), the types are kept
+as columns (name, kind, count, reference), and questions about all of them, such as which functions take a ``struct
+sk_buff *``, are array operations; only what is asked about single types (a structure's members, a prototype's spelling)
+walks from type to type.
 
 A module's BTF is *split*: its type numbers and string offsets continue those of vmlinux, which must be at hand
 (`base`).
 
 The bytes are not trusted. All lengths and references are checked, nesting and work are bounded, and what does not fit
-raises `BtfError`. In the header of newer kernels (7.x) a table gives the lengths of kinds that were unknown when a
-reader was written; it is used.
+raises `BtfError`.
 """
 
 from __future__ import annotations
 
-import struct as binary
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bpfpath_nb.errors import RequirementError
+from bpfpath_nb.kernel import sections
+from bpfpath_nb.kernel.sections import (
+    ARRAY,
+    ENUM,
+    ENUM64,
+    FUNC,
+    FUNC_PROTO,
+    FWD,
+    INT,
+    PTR,
+    QUALIFIERS,
+    REFERRING,
+    STRUCT,
+    TRANSPARENT,
+    TYPE_TAG,
+    TYPEDEF,
+    UNION,
+    BtfError,
+    Indices,
+)
 from bpfpath_nb.kernel.structures import Field, Structure, Types
 
 VMLINUX = "/sys/kernel/btf/vmlinux"
@@ -43,113 +50,18 @@ _MAX_NESTING = 32  # of types that refer to types; C of the kernel stays below 1
 _MAX_FIELDS = 20_000  # of one structure; the kernel's largest have a few hundred
 _POINTER_BITS = 64
 
-INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST = range(1, 11)
-RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(11, 20)
-
-_KINDS = 128
-_FIXED_WORDS = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}  # after the three that all types have
-_WORDS_EACH = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}  # for each member, parameter, ...
-_REFERRING = (PTR, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, VAR, DECL_TAG, TYPE_TAG)
-_TRANSPARENT = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)  # the same value, seen through
-_QUALIFIERS = {CONST: "const", VOLATILE: "volatile", RESTRICT: "restrict"}
-
-Words = npt.NDArray[np.uint32]
-Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-
-
-class BtfError(RequirementError, ValueError):
-    """BTF that is damaged, truncated, or of a kind that cannot be read."""
-
-
-class _Sections(NamedTuple):
-    words: Words
-    strings: bytes
-    layout: bytes
-
-
-def _sections(data: bytes) -> _Sections:
-    if len(data) < 24:
-        raise BtfError(f"BTF of {len(data)} bytes is shorter than its header; the file is truncated.")
-    if data[:2] == b"\xeb\x9f":
-        raise BtfError("This BTF is big-endian; bpfpath_nb reads the BTF of little-endian machines only.")
-    magic, version, _flags, header, type_off, type_len, str_off, str_len = binary.unpack_from("<HBBIIIII", data)
-    if magic != 0xEB9F:
-        raise BtfError(f"This is not BTF: it starts with {data[:2].hex()} instead of 9feb.")
-    if version != 1:
-        raise BtfError(f"BTF version {version} is unknown; bpfpath_nb reads version 1.")
-    layout_off, layout_len = binary.unpack_from("<II", data, 24) if 32 <= header <= len(data) else (0, 0)
-    for what, start, length in (
-        ("types", type_off, type_len),
-        ("strings", str_off, str_len),
-        ("kinds", layout_off, layout_len),
-    ):
-        if header + start + length > len(data):
-            raise BtfError(f"BTF is truncated: its section of {what} ends after the file.")
-    if header < 24 or type_len % 4 or type_off % 4:
-        raise BtfError("BTF has a damaged header.")
-    begin = header + str_off
-    strings = data[begin : begin + str_len]
-    if strings and strings[-1]:
-        raise BtfError("BTF has a section of strings that does not end with one.")
-    words = np.frombuffer(data, "<u4", type_len // 4, header + type_off)
-    return _Sections(words, strings, data[header + layout_off : header + layout_off + layout_len])
-
-
-def _starts(words: Words, layout: bytes) -> Indices:
-    """Index of the first word of each type."""
-    count = len(words)
-    if count == 0:
-        return np.empty(0, np.int64)
-    if count < 3:
-        raise BtfError("BTF is truncated in its only type.")
-    known = np.zeros(_KINDS, bool)
-    known[1 : ENUM64 + 1] = True
-    fixed, each = np.full(_KINDS, 3, np.int32), np.zeros(_KINDS, np.int32)
-    for kind, length in _FIXED_WORDS.items():
-        fixed[kind] += length
-    for kind, length in _WORDS_EACH.items():
-        each[kind] = length
-    # Kinds newer than this code, by the table in the header: 4 bytes each, bytes after the first three words, bytes for
-    # each member.
-    for kind in range(ENUM64 + 1, min(_KINDS, len(layout) // 4)):
-        after, member = layout[kind * 4], layout[kind * 4 + 1]
-        if after % 4 == 0 and member % 4 == 0:
-            known[kind] = True
-            fixed[kind] += after // 4
-            each[kind] = member // 4
-    info = words[1:-1]
-    kinds = (info >> 24) & 0x7F
-    lengths = fixed[kinds]
-    counted = np.flatnonzero(each[kinds])
-    lengths[counted] += each[kinds[counted]] * (info[counted] & 0xFFFFFF).astype(np.int32)
-
-    length_at = memoryview(lengths)
-    starts: list[int] = []
-    append, at, last = starts.append, 0, count - 2
-    while at < last:
-        append(at)
-        at += length_at[at]
-    if at != count:
-        raise BtfError("BTF is damaged: its types do not fill their section.")
-    found = np.array(starts, np.int64)
-    strange = found[~known[kinds[found]]]
-    if len(strange):
-        raise BtfError(
-            f"BTF has a type of unknown kind {int(kinds[strange[0]])}; bpfpath_nb is older than this kernel."
-        )
-    return found
 
 
 class Btf(Types):
     """The types of vmlinux, or of a module together with those of vmlinux (`base`)."""
 
     def __init__(self, data: bytes, base: Btf | None = None) -> None:
-        self._words, self._strings, layout = _sections(data)
+        self._words, self._strings, layout = sections.split(data)
         self._base = base
         self._first = base.count if base else 1  # number of the first type of our own; 0 is void
         self._first_string = base.string_bytes if base else 0
-        self._start = _starts(self._words, layout)
+        self._start = sections.starts(self._words, layout)
         self._name = self._words[self._start]
         info = self._words[self._start + 1]
         self._kind = ((info >> 24) & 0x7F).astype(np.uint8)
@@ -160,7 +72,7 @@ class Btf(Types):
         self._arguments: dict[str, Indices] = {}
         self._structures: dict[str, Structure | None] = {}
         self._traced: dict[str, int] | None = None
-        refers = np.isin(self._kind, _REFERRING)
+        refers = np.isin(self._kind, REFERRING)
         if bool((self._ref[refers] >= self.count).any()):
             raise BtfError("BTF is damaged: a type refers to one that does not exist.")
         if bool((self._name >= self.string_bytes).any()):
@@ -251,7 +163,7 @@ class Btf(Types):
             if number == 0:
                 return 0
             holder, row = self._at(number)
-            if holder._kind[row] not in _TRANSPARENT:
+            if holder._kind[row] not in TRANSPARENT:
                 return number
             number = int(holder._ref[row])
         raise BtfError("BTF is damaged: a type is defined by itself.")
@@ -297,9 +209,9 @@ class Btf(Types):
             return "()"
         if kind == TYPE_TAG:
             return self._spelling(int(holder._ref[row]), depth + 1)
-        if kind in _QUALIFIERS:
+        if kind in QUALIFIERS:
             target = self._spelling(int(holder._ref[row]), depth + 1)
-            return f"{target} {_QUALIFIERS[kind]}" if target.endswith("*") else f"{_QUALIFIERS[kind]} {target}"
+            return f"{target} {QUALIFIERS[kind]}" if target.endswith("*") else f"{QUALIFIERS[kind]} {target}"
         return name
 
     # ------------------------------------------------------------------ structures and enumerations
@@ -400,7 +312,7 @@ class Btf(Types):
 
     def _spread(self, flags: Flags) -> None:
         """Extend `flags` from types to the typedefs and qualified forms of them."""
-        rows = np.flatnonzero(np.isin(self._kind, _TRANSPARENT))
+        rows = np.flatnonzero(np.isin(self._kind, TRANSPARENT))
         reference = self._ref[rows]
         for _ in range(_MAX_NESTING):
             fresh = flags[reference] & ~flags[rows + self._first]

@@ -1,9 +1,9 @@
 """What was learnt of a kernel, kept on disk for the next start.
 
 A kernel's BTF never changes, and its build id (the GNU build-id note) tells it from every other build. So the reduced
-types (`facts.reduce`) are kept in one file a kernel, ``$XDG_CACHE_HOME/bpfpath_nb/kernel-<build id>.json``, with those
-of its modules under the modules' own build ids. Reading that file takes a few milliseconds; parsing BTF takes 20 times
-as long.
+types (`reduced.reduce`) are kept in one file a kernel, ``$XDG_CACHE_HOME/bpfpath_nb/kernel-<build id>.json``, with
+those of its modules under the modules' own build ids. Reading that file takes a few milliseconds; parsing BTF takes 20
+times as long.
 
 The reader is the tracer, which is root, and offsets from this file decide which kernel memory is read. So a file that
 anybody else could have written is not used: it must belong to the reading user and be writable by nobody else, and so
@@ -29,7 +29,7 @@ from bpfpath_nb.kernel import layout, reasons
 NOTES = "/sys/kernel/notes"
 MAX_BYTES = 32 << 20
 
-# A file made for another list of structures, or by other code, is not used. Count up when `facts.reduce` changes.
+# A file made for another list of structures, or by other code, is not used. Count up when `reduced.reduce` changes.
 _VERSION = [1, zlib.crc32(repr((layout.STRUCTURES, reasons.ENUMS)).encode())]
 _BUILD_ID = re.compile(r"[0-9a-f]{8,128}")
 

@@ -51,6 +51,7 @@ class Tracepoint:
     does: str
     functions: tuple[str, ...] = ()
     via: str = ""
+    role: str = ""
     entry: str = ""
     final: bool = False
     freed: bool = False

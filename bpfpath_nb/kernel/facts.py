@@ -1,14 +1,8 @@
-"""A small record of a kernel: what this package asks of one, and nothing else.
+"""A small record of a kernel: its reduced types, the symbols of the functions in them, the format of ``skb:kfree_skb``.
 
-Parsing BTF gives megabytes of which we use some kilobytes: the structures of `layout`, the functions and tracepoints
-that meet a packet, the drop reasons. `reduce` takes them out of any `Types`; `ReducedTypes` answers from them as the
-full BTF would. Two things are made of that:
-
-- the cache of the running kernel (`cache.py`), since the same kernel is asked again at each start of a tracer;
-- recorded facts of real kernels, with which everything here is tested without that kernel and without root.
-
-A record is JSON, gzip-compressed where the name ends in ``.gz``. It also has the symbols of the functions in it, and
-the format of the tracepoint ``skb:kfree_skb``. To record the kernel that runs, as root::
+With records of real kernels everything in this room is tested without those kernels and without root. A record is JSON,
+gzip-compressed where the name ends in ``.gz``; stdlib and numpy are enough to make one. To record the kernel that runs,
+as root::
 
     python -m bpfpath_nb.kernel.facts 6.18.json.gz
 
@@ -28,115 +22,21 @@ import argparse
 import gzip
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bpfpath_nb.errors import RequirementError
-from bpfpath_nb.kernel import layout, reasons
-from bpfpath_nb.kernel.structures import Field, Structure, Types
+from bpfpath_nb.kernel.btf import Btf
+from bpfpath_nb.kernel.reduced import reduce
+from bpfpath_nb.kernel.running import Kernel
 
 FORMAT = 1
-PACKET = "sk_buff"
-KEPT_ARGUMENTS = ("struct sk_buff *", "struct neighbour *")  # a tracepoint with one of these may lead to a packet
 MAX_BYTES = 32 << 20  # of a record, decompressed
-
-_ENUMS = reasons.ENUMS
-
-
-def reduce(types: Types, structures: Iterable[str] = layout.STRUCTURES) -> dict[str, Any]:
-    """What we use of a kernel's or a module's types, as JSON-ready data."""
-    described: dict[str, Any] = {}
-    todo = list(structures)
-    while todo:
-        name = todo.pop()
-        structure = types.structure(name) if name not in described else None
-        if structure is None:
-            continue
-        described[name] = [structure.size, {key: list(f) for key, f in structure.fields.items()}]
-        # Types without a tag are described under the member's name and belong to their parent.
-        todo += [f.structure for f in structure.fields.values() if f.structure.startswith(name + ".")]
-    enums = {name: types.enumeration(name) for name in _ENUMS}
-    tracepoints = {name: types.tracepoint_arguments(name) for name in types.tracepoint_names()}
-    return {
-        "structures": described,
-        "enums": {name: {str(v): n for v, n in values.items()} for name, values in enums.items() if values is not None},
-        "functions": types.functions_taking(PACKET),
-        "tracepoints": {n: a for n, a in tracepoints.items() if any(k in arg for k in KEPT_ARGUMENTS for arg in a)},
-    }
-
-
-class ReducedTypes(Types):
-    """Types from what `reduce` gave. What is not in there is asked of `full`, where there is one.
-
-    Raises
-    ------
-    ValueError
-        The data is not of the shape that `reduce` makes.
-    """
-
-    def __init__(self, data: Mapping[str, Any], full: Callable[[], Types] | None = None) -> None:
-        self._full = full
-        try:
-            self._structures = {str(n): _structure(d) for n, d in data["structures"].items()}
-            self._enums = {str(n): {int(v): _text(t) for v, t in e.items()} for n, e in data["enums"].items()}
-            self._functions = {_text(n): _number(at) for n, at in data["functions"].items()}
-            self._tracepoints = {_text(n): [_text(a) for a in args] for n, args in data["tracepoints"].items()}
-        except (TypeError, KeyError, AttributeError, IndexError) as error:
-            raise ValueError(f"damaged record of a kernel's types: {error!r}") from error
-
-    def structure(self, name: str) -> Structure | None:
-        """See `Types.structure`."""
-        found = self._structures.get(name)
-        return self._full().structure(name) if found is None and self._full else found
-
-    def enumeration(self, name: str) -> dict[int, str] | None:
-        """See `Types.enumeration`."""
-        found = self._enums.get(name)
-        return self._full().enumeration(name) if found is None and self._full and name not in _ENUMS else found
-
-    def functions_taking(self, struct: str) -> dict[str, int]:
-        """See `Types.functions_taking`; for other structures than `sk_buff` the full BTF is needed."""
-        if struct == PACKET:
-            return dict(self._functions)
-        if self._full is None:
-            raise RequirementError(f"A reduced record has only the functions that take a {PACKET}, not a {struct}.")
-        return self._full().functions_taking(struct)
-
-    def tracepoint_names(self) -> list[str]:
-        """See `Types.tracepoint_names`; only those that may lead to a packet."""
-        return sorted(self._tracepoints)
-
-    def tracepoint_prototype(self, name: str) -> list[str] | None:
-        """See `Types.tracepoint_prototype`."""
-        found = self._tracepoints.get(name)
-        return self._full().tracepoint_prototype(name) if found is None and self._full else found
-
-
-def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 40:
-        raise TypeError(f"{value!r} is not a plausible number")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 1000:
-        raise TypeError(f"{value!r} is not a name")
-    return value
-
-
-def _structure(data: Any) -> Structure:
-    size, fields = data
-    return Structure(
-        _number(size),
-        {_text(n): Field(_number(b), _number(w), bool(f), _text(t), _text(s)) for n, (b, w, f, t, s) in fields.items()},
-    )
 
 
 def record(path: str | Path, release: str = "") -> None:
     """Record the running kernel into a file. Needs root for the addresses and for tracefs."""
-    from bpfpath_nb.kernel import Kernel
-
     kernel = Kernel.running()
     wanted = set(kernel.functions)
     lines = []
@@ -183,10 +83,13 @@ def read(path: str | Path) -> dict[str, Any]:
     return facts
 
 
+def load(path: str | Path) -> Kernel:
+    """The recorded kernel, to be asked as if it ran. Raises `RequirementError` where the file is no record."""
+    return Kernel.from_facts(read(path))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Record a kernel: the one that runs, or one from BTF files."""
-    from bpfpath_nb.kernel.btf import Btf
-
     parser = argparse.ArgumentParser(prog="python -m bpfpath_nb.kernel.facts", description=main.__doc__)
     parser.add_argument("out", help="file to write, .json or .json.gz")
     parser.add_argument("--release", default="", help="release of the kernel, as uname -r gives it")

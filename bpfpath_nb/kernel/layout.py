@@ -62,6 +62,7 @@ NEEDS: tuple[Need, ...] = (
     *_plain("netdev_queue", "dev"),
     *_plain("nf_hook_state", "hook", "pf", "in", "out", "net", required=False),  # CONFIG_NETFILTER
     *_plain("bpf_nf_ctx", "state", "skb", required=False),  # since 6.4
+    *_plain("bpf_raw_tp_link", "cookie", required=False),  # since 6.10
 )
 
 SIZES: tuple[str, ...] = ("sk_buff",)

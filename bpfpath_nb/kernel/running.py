@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bpfpath_nb.errors import RequirementError
-from bpfpath_nb.kernel import cache, facts, layout, reasons
-from bpfpath_nb.kernel.btf import VMLINUX, Btf, BtfError
+from bpfpath_nb.kernel import cache, layout, reasons
+from bpfpath_nb.kernel.btf import VMLINUX, Btf
 from bpfpath_nb.kernel.catalogue import Catalogue
 from bpfpath_nb.kernel.catalogue import load as load_catalogue
+from bpfpath_nb.kernel.reduced import PACKET, ReducedTypes, reduce
+from bpfpath_nb.kernel.sections import BtfError
 from bpfpath_nb.kernel.structures import Types
 from bpfpath_nb.kernel.symbols import Symbols
 
@@ -50,9 +52,8 @@ class Kernel:
         return cls(platform.release(), cache.build_id())
 
     @classmethod
-    def from_facts(cls, path: str | Path) -> Kernel:
-        """A kernel from a record that `facts.record` made. Raises `RequirementError` where it is none."""
-        recorded = facts.read(path)
+    def from_facts(cls, recorded: dict[str, Any]) -> Kernel:
+        """A recorded kernel, from what `facts.read` gave; `facts.load` does both."""
         return cls(str(recorded.get("release", "")), str(recorded.get("build_id", "")), recorded)
 
     # ------------------------------------------------------------------ types
@@ -73,12 +74,12 @@ class Kernel:
             return _checked(self._recorded["types"])
         if "types" in self._kept:
             try:
-                return facts.ReducedTypes(self._kept["types"], lambda: self._full)
+                return ReducedTypes(self._kept["types"], lambda: self._full)
             except ValueError:
                 self._kept["modules"] = {}
-        self._kept["types"] = facts.reduce(self._full)
+        self._kept["types"] = reduce(self._full)
         cache.store(self.build_id, self._kept)
-        return facts.ReducedTypes(self._kept["types"], lambda: self._full)
+        return ReducedTypes(self._kept["types"], lambda: self._full)
 
     @cached_property
     def modules(self) -> dict[str, Types]:
@@ -95,15 +96,15 @@ class Kernel:
             kept = self._kept["modules"].get(build) if build else None
             try:
                 if kept is not None:
-                    found[name] = facts.ReducedTypes(kept)
+                    found[name] = ReducedTypes(kept)
                     continue
             except ValueError:
                 pass  # a damaged cache: parse again
             try:
-                reduced = facts.reduce(Btf.load(path, base=self._full), ())
+                reduced = reduce(Btf.load(path, base=self._full), ())
             except RequirementError:
                 continue  # the module went away while we looked, or was built against other BTF
-            found[name] = facts.ReducedTypes(reduced)
+            found[name] = ReducedTypes(reduced)
             if build:
                 self._kept["modules"][build] = reduced
                 learnt = True
@@ -126,27 +127,22 @@ class Kernel:
         """
         found: dict[str, int] = {}
         for types in (self.btf, *self.modules.values()):
-            for name, position in types.functions_taking(facts.PACKET).items():
+            for name, position in types.functions_taking(PACKET).items():
                 found.setdefault(name, position)
         return found
 
     @cached_property
     def function_modules(self) -> dict[str, str]:
         """The module of each of `functions` that is in one."""
-        own = self.btf.functions_taking(facts.PACKET)
-        return {
-            f: name
-            for name, types in self.modules.items()
-            for f in types.functions_taking(facts.PACKET)
-            if f not in own
-        }
+        own = self.btf.functions_taking(PACKET)
+        return {f: name for name, types in self.modules.items() for f in types.functions_taking(PACKET) if f not in own}
 
     @cached_property
     def tracepoints(self) -> dict[str, int]:
         """Tracepoints that pass a packet, or what the catalogue's `via` starts from, with that argument's position."""
         found: dict[str, int] = {}
         for types in (self.btf, *self.modules.values()):
-            found.update(types.tracepoints_taking(facts.PACKET))
+            found.update(types.tracepoints_taking(PACKET))
             for tracepoint in self.catalogue.tracepoints.values():
                 if tracepoint.via and tracepoint.name not in found:
                     position = types.tracepoints_taking(tracepoint.via.partition(".")[0]).get(tracepoint.name)
@@ -196,6 +192,6 @@ class Kernel:
 
 def _checked(data: Any) -> Types:
     try:
-        return facts.ReducedTypes(data)
+        return ReducedTypes(data)
     except ValueError as error:
         raise BtfError(f"The record of this kernel is damaged: {error}.") from error

@@ -1,7 +1,7 @@
 """What can be asked of a kernel's types, whoever answers.
 
 Two things know the types of a kernel: its BTF, which has all of them (`btf.Btf`), and a small record of the ones we
-use, kept in a cache or in a test fixture (`facts.ReducedTypes`). Both describe a structure in the same flat form, and
+use, kept in a cache or in a test fixture (`reduced.ReducedTypes`). Both describe a structure in the same flat form, and
 everything that is asked about structures is computed here from that form, so that a question has one answer.
 
 The flat form. A C structure has members without a name: anonymous structures and unions, whose members are reached as
