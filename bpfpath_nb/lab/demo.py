@@ -35,9 +35,10 @@ def main() -> int:
     )
     parser.add_argument("--page", type=Path, default=Path("out/quickstart.html"), help="where to leave it as HTML")
     parser.add_argument("--no-notebook", action="store_true", help="the three queries only")
+    parser.add_argument("--prefix", default="", help="put in front of the names of the namespaces")
     options = parser.parse_args()
     try:
-        _three_queries()
+        _three_queries(options.prefix)
         if not options.no_notebook:
             _notebook(options.notebook, options.page)
     except BpfpathError as error:
@@ -49,11 +50,11 @@ def main() -> int:
     return 0
 
 
-def _three_queries() -> None:
+def _three_queries(prefix: str) -> None:
     from bpfpath_nb.capture import Capture
 
     start = time.monotonic()
-    with Lab.dns() as lab:
+    with Lab.dns(prefix=prefix) as lab:
         print(f"Three network namespaces, made in {time.monotonic() - start:.1f} s:\n  {lab!r}\n", flush=True)
         start = time.monotonic()
         with Capture(FILTER, namespaces=list(lab.names.values())) as capture:

@@ -34,7 +34,7 @@ from bpfpath_nb.lab import ledger
 from bpfpath_nb.lab.plan import Node, Plan, node_script, plan
 
 ZONE = "example.test"
-_LIMIT = 5.0  # seconds for links to be ready, and for dnsmasq to listen
+_LIMIT = 20.0  # seconds for links to be ready, and for dnsmasq to listen; natively it takes milliseconds
 _TENTATIVE = 0x40  # IFA_F_TENTATIVE
 
 
