@@ -28,8 +28,11 @@ def reduce(types: Types, structures: Iterable[str] = layout.STRUCTURES) -> dict[
     todo = list(structures)
     while todo:
         name = todo.pop()
-        structure = types.structure(name) if name not in described else None
+        if name in described:
+            continue
+        structure = types.structure(name)
         if structure is None:
+            described[name] = None  # known to be absent: the full BTF need not be asked again
             continue
         described[name] = [structure.size, {key: list(f) for key, f in structure.fields.items()}]
         # Types without a tag are described under the member's name and belong to their parent.
@@ -56,7 +59,7 @@ class ReducedTypes(Types):
     def __init__(self, data: Mapping[str, Any], full: Callable[[], Types] | None = None) -> None:
         self._full = full
         try:
-            self._structures = {str(n): _structure(d) for n, d in data["structures"].items()}
+            self._structures = {str(n): None if d is None else _structure(d) for n, d in data["structures"].items()}
             self._enums = {str(n): {int(v): _text(t) for v, t in e.items()} for n, e in data["enums"].items()}
             self._functions = {_text(n): _number(at) for n, at in data["functions"].items()}
             self._tracepoints = {_text(n): [_text(a) for a in args] for n, args in data["tracepoints"].items()}
@@ -65,8 +68,9 @@ class ReducedTypes(Types):
 
     def structure(self, name: str) -> Structure | None:
         """See `Types.structure`."""
-        found = self._structures.get(name)
-        return self._full().structure(name) if found is None and self._full else found
+        if name in self._structures or self._full is None:
+            return self._structures.get(name)
+        return self._full().structure(name)
 
     def enumeration(self, name: str) -> dict[int, str] | None:
         """See `Types.enumeration`."""
