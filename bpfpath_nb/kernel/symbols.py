@@ -86,7 +86,8 @@ class Symbols:
         inside = (at >= 0) & (tabs < (ends[at] if len(ends) else tabs))
         self._name_ends, self._line_ends = ends.copy(), ends
         self._name_ends[at[inside]] = tabs[inside]
-        self._lines_by_name: dict[str, list[int]] | None = None
+        self._line_by_name: dict[str, int] | None = None
+        self._copies: dict[str, list[int]] = {}
         self._lines_by_folded: dict[str, list[str]] | None = None
         self._order: npt.NDArray[np.int64] | None = None
         self._sorted = np.empty(0, np.uint64)
@@ -133,15 +134,22 @@ class Symbols:
     def _module(self, line: int) -> str:
         return self._data[int(self._name_ends[line]) : int(self._line_ends[line])].strip("\t []")
 
-    def _by_name(self) -> dict[str, list[int]]:
-        if self._lines_by_name is None:
-            found: dict[str, list[int]] = {}
+    def _by_name(self) -> dict[str, int]:
+        """The last line of each name. Nearly all names have one line only; `_copies` has those that have more."""
+        if self._line_by_name is None:
             data = self._data
             cuts = zip((self._starts + _NAME).tolist(), self._name_ends.tolist(), strict=True)
-            for line, (start, end) in enumerate(cuts):
-                found.setdefault(data[start:end], []).append(line)
-            self._lines_by_name = found
-        return self._lines_by_name
+            names = [data[start:end] for start, end in cuts]
+            self._line_by_name = dict(zip(names, range(len(names)), strict=True))
+            if len(self._line_by_name) < len(names):
+                last = np.fromiter(map(self._line_by_name.__getitem__, names), np.int64, len(names))
+                for line in np.flatnonzero(last != np.arange(len(names))).tolist():
+                    self._copies.setdefault(names[line], []).append(line)
+        return self._line_by_name
+
+    def _lines(self, name: str) -> list[int]:
+        last = self._by_name().get(name)
+        return [] if last is None else [*self._copies.get(name, ()), last]
 
     def names(self) -> Iterable[str]:
         """All names of functions, compiler suffixes included, each once."""
@@ -149,11 +157,11 @@ class Symbols:
 
     def addresses(self, name: str) -> list[int]:
         """All addresses of a function, by its exact name; empty where there is none."""
-        return [int(self.addresses_by_line[line]) for line in self._by_name().get(name, ())]
+        return [int(self.addresses_by_line[line]) for line in self._lines(name)]
 
     def modules(self, name: str) -> list[str]:
         """For each of `addresses`, the module it is in; empty for the kernel itself."""
-        return [self._module(line) for line in self._by_name().get(name, ())]
+        return [self._module(line) for line in self._lines(name)]
 
     def variants(self, folded: str) -> list[str]:
         """The exact names behind a folded one, without ``.cold`` parts, which are no functions of their own.
