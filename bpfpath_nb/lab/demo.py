@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,16 +93,20 @@ def _notebook(source: Path, page: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
     print(f"Executing {source} ...", flush=True)
     notebook = nbformat.read(source, as_version=4)  # type: ignore[no-untyped-call]
-    NotebookClient(
-        notebook,
-        timeout=_NOTEBOOK_LIMIT,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(source.parent)}},
-    ).execute()
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")  # type: ignore[no-untyped-call]
+    # Through sockets in a folder of our own, not through TCP ports that every user of the machine can reach: the
+    # kernel is root's.
+    with tempfile.TemporaryDirectory() as folder:
+        sockets = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+        where = {"metadata": {"path": str(source.parent)}}
+        NotebookClient(
+            notebook, config=sockets, kernel_name="python3", timeout=_NOTEBOOK_LIMIT, resources=where
+        ).execute()
+    nothing_from_outside = {name: "" for name in HTMLExporter.class_trait_names() if name.endswith("_url")}
+    exporter = HTMLExporter(**nothing_from_outside)  # type: ignore[no-untyped-call]
     html, _ = exporter.from_notebook_node(notebook)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(html)
