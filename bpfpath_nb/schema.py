@@ -147,6 +147,8 @@ START_RECORD: Final = {
     "PROBES, target what it was attached to, role one of ROLES",
     "refused": "list of {name, why, instead}: what was asked for and cannot be traced here",
     "reasons": "drop reason number (as a string) -> name, by the running kernel",
+    "readers": "list of functions that free a packet when the owner of its socket has read it: an end there is a "
+    "delivery",
     "ladder": "which rung of attaching is in use: kprobe.multi, kprobe or tracepoint, and for TC tcx or clsact",
     "clock": "{monotonic, realtime}: the same instant by both clocks, in ns",
     "error": "only where the capture could not start: {type, message}",

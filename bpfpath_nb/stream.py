@@ -84,6 +84,9 @@ class Source(Protocol):
 class Writer:
     """Writes one capture's stream.
 
+    The start record leaves with the first batch, or with `close` (Arrow holds it back until then). An empty batch is
+    one too: the reader of a capture waits for it as the sign that everything is live.
+
     Parameters
     ----------
     sink : binary file
@@ -98,7 +101,6 @@ class Writer:
         metadata = {METADATA_KEY: json.dumps(start_record).encode()}
         self._writer = pyarrow.ipc.new_stream(pa.PythonFile(self._buffer, "w"), EVENT_SCHEMA.with_metadata(metadata))
         self._closed = False
-        self._send()
 
     def write(
         self,
@@ -320,7 +322,7 @@ class Reader:
             counters = checked_counters(json.loads(metadata[b"counters"])) if b"counters" in metadata else None
             end = checked_end(json.loads(metadata[b"end"])) if b"end" in metadata else None
             self.end = end or self.end
-        except (pa.ArrowException, ValueError, RecursionError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             raise _damaged("a batch holds", error) from error
         return Batch(events, counters=counters, end=end, **side)
 

@@ -4,7 +4,8 @@ A packet has one or more sk_buffs (a tap or a multicast gets clones of it, a loc
 is freed), and each of them ends somewhere. The verdict on the packet follows from all its hops, by what the functions
 do (`role` of the start record), the first of these that is true:
 
-delivered    a hop handed its data to the owner of a socket (role `deliver`).
+delivered    a hop handed its data to the owner of a socket (role `deliver`), or it was freed where such an owner has
+             read it (`readers` of the start record): not every kernel tells of the reading itself.
 dropped      an sk_buff of it was freed (flag `end`) by a function of the role `drop`, and the reason does not say that
              it was used as meant. Kernels before 5.17 give no reason; there each such end is a drop.
 sent         its end was seen, and after the last hop that handed it to a driver (`transmit`) no driver handed it up
@@ -14,8 +15,8 @@ consumed     its end was seen otherwise: a protocol or a local process used it u
 unfinished   its end was not seen: it waits in a queue, the capture stopped before, or the event was lost (see
              `complete`).
 
-`where` is the function of the hop that decided; for a drop that is the function which gave the packet up, which the
-kernel passes as an address to the function that frees, and not the freeing function itself.
+`where` is the function of the hop that decided; for an end that is the function which gave the packet up or was done
+with it, which is known by its address, and not the freeing function itself.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def packets_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "namespaces": itineraries(events, netns).categorical(),
         "verdict": names.categorical(verdict, VERDICTS),
         "reason": names.reasons(events).take(np.where(dropped, deciding, -1)).categorical(),
-        "where": _where(events, deciding, dropped).categorical(),
+        "where": _where(events, deciding).categorical(),
         "parent": nullable(parent, parent == 0),
         "complete": complete(events),
     }
@@ -96,7 +97,7 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     number, which = np.unique(hops["reason"], return_inverse=True)
     is_drop_reason = np.array([start.is_drop_reason(int(value)) for value in number] or [False])[which.reshape(-1)]
     is_end = hops["flags"] & EVENT_FLAGS["end"] != 0
-    delivered = last_with(is_role("deliver"))
+    delivered = last_with(is_role("deliver") | is_end & _freed_by_reader(events))
     dropped = last_with(is_role("drop") & is_end & is_drop_reason)
     transmitted, received = last_with(is_role("transmit")), last_with(is_role("receive"))
     ended = has_ended(events)
@@ -106,6 +107,12 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     deciding = np.select(cases, [delivered, dropped, transmitted, last_end], events.last)
     # An end without the flag `end` before it cannot be, but the stream is not to be trusted.
     return verdict, np.where(deciding < 0, events.last, deciding)
+
+
+def _freed_by_reader(events: Events) -> npt.NDArray[np.bool_]:
+    location = events.hops["location"]
+    readers = [at for at, (symbol, _) in events.locations.items() if symbol in events.start.readers]
+    return np.isin(location, np.array(readers, np.uint64)) if readers else np.zeros(len(location), np.bool_)
 
 
 def paths(events: Events) -> names.Named:
@@ -149,13 +156,12 @@ def itineraries(events: Events, netns: names.Named) -> names.Named:
     return names.distinct_names(where, texts)
 
 
-def _where(events: Events, deciding: npt.NDArray[np.intp], dropped: npt.NDArray[np.bool_]) -> names.Named:
-    """The function that decided: of a drop the one that holds the address that the kernel gave, where it is known."""
+def _where(events: Events, deciding: npt.NDArray[np.intp]) -> names.Named:
+    """The function that decided: of an end the one that holds the address of who freed, where that is known."""
     function = names.functions(events)
     location = events.hops["location"][deciding]
     known = names.look_up(location, lambda address: events.locations.get(address, (None, 0))[0])
-    by_location = np.where(dropped, known.codes, -1) if len(known.codes) else known.codes
-    code = np.where(by_location >= 0, by_location, function.codes[deciding] + np.int32(len(known.names)))
+    code = np.where(known.codes >= 0, known.codes, function.codes[deciding] + np.int32(len(known.names)))
     return names.distinct_names(code, [*known.names, *function.names])
 
 
