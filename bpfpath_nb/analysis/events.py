@@ -43,6 +43,8 @@ class Events:
         One row per (packet, snapshot) that a hop refers to, in that order. `time` is 0, the hop has it.
     processes, devices, locations : dict
         comm by pid; name by (netns, ifindex); (symbol, offset) by address.
+    reads : set
+        Packets that are known to have been read, beside what the hops tell.
     counters : dict
         Last value of each counter of schema.COUNTERS that was told.
     end : dict or None
@@ -55,6 +57,7 @@ class Events:
     processes: Mapping[int, str] = field(default_factory=dict)
     devices: Mapping[tuple[int, int], str] = field(default_factory=dict)
     locations: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    reads: frozenset[int] = frozenset()
     counters: Mapping[str, int] = field(default_factory=dict)
     end: Mapping[str, Any] | None = None
 
@@ -68,6 +71,7 @@ class Events:
         processes: Iterable[tuple[int, str]] = (),
         devices: Iterable[tuple[int, int, str]] = (),
         locations: Iterable[tuple[int, str, int]] = (),
+        reads: Iterable[int] = (),
         counters: Mapping[str, int] | None = None,
         end: Mapping[str, Any] | None = None,
     ) -> Events:
@@ -83,6 +87,7 @@ class Events:
             {int(pid): printable(comm) for pid, comm in processes},
             {(int(netns), int(ifindex)): printable(name) for netns, ifindex, name in devices},
             {int(address): (printable(symbol).split(".", 1)[0], int(offset)) for address, symbol, offset in locations},
+            frozenset(int(packet) for packet in reads),
             dict(counters or {}),
             end,
         )
@@ -224,6 +229,7 @@ class Collector:
             processes=merged.processes,
             devices=merged.devices,
             locations=merged.locations,
+            reads=[packet for (packet,) in merged.reads],
             counters=self.counters,
             end=self.end,
         )
@@ -242,4 +248,5 @@ def _merge(batches: list[Batch]) -> Batch:
         [row for batch in batches for row in batch.processes],
         [row for batch in batches for row in batch.devices],
         [row for batch in batches for row in batch.locations],
+        [row for batch in batches for row in batch.reads],
     )

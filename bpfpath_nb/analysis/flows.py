@@ -93,8 +93,8 @@ def flows(facts: npt.NDArray[np.void]) -> Flows:
         [proto for _, proto, _, _ in named],
         [src for _, _, src, _ in named],
         [dst for _, _, _, dst in named],
-        np.where(has_ports, distinct["sport"], -1).astype(np.int32),
-        np.where(has_ports, distinct["dport"], -1).astype(np.int32),
+        np.where(has_ports, distinct["sport"].astype(np.int32), -1),
+        np.where(has_ports, distinct["dport"].astype(np.int32), -1),
     )
 
 

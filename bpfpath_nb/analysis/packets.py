@@ -5,7 +5,8 @@ is freed), and each of them ends somewhere. The verdict on the packet follows fr
 do (`role` of the start record), the first of these that is true:
 
 delivered    a hop handed its data to the owner of a socket (role `deliver`), or it was freed where such an owner has
-             read it (`readers` of the start record): not every kernel tells of the reading itself.
+             read it (`readers` of the start record), or the tracer found that it had been read (`reads`): not every
+             kernel tells of the reading itself.
 dropped      an sk_buff of it was freed (flag `end`) by a function of the role `drop`, and the reason does not say that
              it was used as meant. Kernels before 5.17 give no reason; there each such end is a drop.
 sent         its end was seen, and after the last hop that handed it to a driver (`transmit`) no driver handed it up
@@ -102,9 +103,10 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     transmitted, received = last_with(is_role("transmit")), last_with(is_role("receive"))
     ended = has_ended(events)
     last_end = np.where(ended, last_with(is_end), -1)
-    cases = [delivered >= 0, dropped >= 0, ended & (transmitted > received), ended]
-    verdict = np.select(cases, [0, 1, 2, 3], 4).astype(np.int8)
-    deciding = np.select(cases, [delivered, dropped, transmitted, last_end], events.last)
+    read = np.isin(events.packets, np.array(sorted(events.reads), np.uint32))
+    cases = [delivered >= 0, dropped >= 0, read, ended & (transmitted > received), ended]
+    verdict = np.select(cases, [0, 1, 0, 2, 3], 4).astype(np.int8)
+    deciding = np.select(cases, [delivered, dropped, events.last, transmitted, last_end], events.last)
     # An end without the flag `end` before it cannot be, but the stream is not to be trusted.
     return verdict, np.where(deciding < 0, events.last, deciding)
 

@@ -1,0 +1,78 @@
+"""What was lost is counted, placed in time, and marked on the packets that it may have touched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from streams import Capture as Made
+from streams import capture
+
+from bpfpath_nb.analysis.losses import lost_between
+from bpfpath_nb.schema import EVENT_FLAGS
+
+
+def without(made: Made, rows: np.ndarray) -> Made:
+    keep = np.ones(len(made.events), bool)
+    keep[rows] = False
+    return Made(made.events[keep], made.facts, made.kinds, {"events_lost": int((~keep).sum())})
+
+
+def test_nothing_lost_nothing_said():
+    recording = capture(100).recording()
+    assert recording.packets["complete"].all()
+    quality = recording.quality
+    assert (quality["events_lost"], quality["gaps"], quality["incomplete"]) == (0, 0, 0)
+    assert "Lost" not in recording.text()
+    assert "LOST" not in repr(recording)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_packet_that_lost_a_hop_is_marked(seed):
+    made = capture(400, seed=seed)
+    lost = np.random.default_rng(seed).choice(len(made.events), 12, replace=False)
+    touched = set(made.events["packet"][lost].tolist())
+    packets = without(made, lost).recording().packets
+    incomplete = set(packets.index[~packets["complete"]])
+    assert touched & set(packets.index) <= incomplete
+    # And not everybody else: a dozen short gaps cannot have touched most of four hundred packets.
+    unfinished = set(packets.index[packets["verdict"] == "unfinished"])
+    assert len(incomplete - unfinished) < 200
+
+
+def test_the_gaps_are_where_the_events_are_missing():
+    made = capture(100, seed=2)
+    events = made.events
+    cpu1 = np.flatnonzero(events["cpu"] == 1)
+    lost = np.concatenate([cpu1[:2], cpu1[10:13]])  # the first ones of a CPU, and three in a row
+    begin, end, count = lost_between(without(made, lost).recording().events)
+    assert count == 5
+    assert sorted(zip(begin.tolist(), end.tolist(), strict=True)) == [
+        (0, int(events["time"][cpu1[2]])),
+        (int(events["time"][cpu1[9]]), int(events["time"][cpu1[13]])),
+    ]
+
+
+def test_a_loss_after_the_last_event_marks_what_had_not_ended():
+    made = capture(50, seed=4)
+    made.counters["events_lost"] = 3
+    packets = made.recording().packets
+    assert (packets["complete"] == (packets["verdict"] != "unfinished")).all()
+
+
+def test_a_packet_without_its_entry_has_lost_its_beginning():
+    made = capture(20, seed=6)
+    made.events["flags"][made.events["packet"] == 5] &= ~np.uint16(EVENT_FLAGS["entry"])
+    packets = made.recording().packets
+    assert packets.index[~packets["complete"]].tolist() == [5]
+
+
+@pytest.mark.parametrize("counter", ["events_lost", "facts_lost", "packets_untracked", "probe_misses"])
+def test_each_loss_is_loud(counter):
+    made = capture(5)
+    made.counters[counter] = 41
+    recording = made.recording()
+    assert recording.quality[counter] == 41
+    assert "LOST     41 " in repr(recording)
+    assert "Lost: 41 " in recording.text()
+    assert "Not everything was recorded" in recording._repr_html_()
+    assert "41 " in recording._repr_html_()
