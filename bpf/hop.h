@@ -59,24 +59,35 @@ static __always_inline void place_of(struct place *place, const struct sk_buff_c
 		place->netns = netns;
 }
 
-/* Keep to the namespaces and interfaces that were asked for. */
+/* Keep to the namespaces and interfaces that were asked for. (bcc takes no map function inside a macro.) */
 #ifdef ONLY_NAMESPACES
 BPF_HASH(wanted_namespaces, u32, u8, 4096);
-#define NAMESPACE_WANTED(place) (wanted_namespaces.lookup(&(place)->netns) != 0)
-#else
-#define NAMESPACE_WANTED(place) 1
 #endif
-
 #ifdef ONLY_INTERFACES
 BPF_HASH(wanted_interfaces, struct place, u8, 4096);
-#define INTERFACE_WANTED(place) (wanted_interfaces.lookup(place) != 0)
-#else
-#define INTERFACE_WANTED(place) 1
 #endif
+
+static __always_inline int namespace_wanted(struct place *place)
+{
+#ifdef ONLY_NAMESPACES
+	return wanted_namespaces.lookup(&place->netns) != 0;
+#else
+	return 1;
+#endif
+}
+
+static __always_inline int interface_wanted(struct place *place)
+{
+#ifdef ONLY_INTERFACES
+	return wanted_interfaces.lookup(place) != 0;
+#else
+	return 1;
+#endif
+}
 
 /* The addresses and ports as they stand in the packet now, hashed. TTL, checksums and lengths stay out: they
  * change at every router. 0 where there is no IP header to be seen. */
-static __always_inline u64 flow_of(const struct sk_buff_copy *copy)
+static __always_inline u64 flow_of(const struct sk_buff_copy *copy, u8 *seen)
 {
 	u64 w[5] = {};
 	u16 network = MEMBER(copy, u16, sk_buff__network_header);
@@ -93,6 +104,7 @@ static __always_inline u64 flow_of(const struct sk_buff_copy *copy)
 		return 0;
 	if (header[0] >> 4 == 4) {
 		protocol = header[9];
+		*seen = protocol;
 		transport = (header[0] & 15) * 4;
 		/* Later fragments have no ports. */
 		if ((header[6] & 0x1f) || header[7])
@@ -100,6 +112,7 @@ static __always_inline u64 flow_of(const struct sk_buff_copy *copy)
 		hash = (w[1] >> 32) * 0x9E3779B97F4A7C15ull ^ (w[2] & 0xffffffff) * 0xC2B2AE3D27D4EB4Full;
 	} else if (header[0] >> 4 == 6) {
 		protocol = header[6];
+		*seen = protocol;
 		transport = 40;
 		hash = (w[1] * 0x9E3779B97F4A7C15ull ^ w[2]) * 0x165667B19E3779F9ull ^
 		       (w[3] * 0xC2B2AE3D27D4EB4Full ^ w[4]) * 0x27D4EB2F165667C5ull;
@@ -210,12 +223,12 @@ static __always_inline void send_event(struct state *state, struct path *path, u
 
 /* Ask the filter; a packet that it takes gets its number. */
 static __always_inline struct path *enter(struct state *state, const struct sk_buff_copy *copy,
-					  struct packet *packet, const struct place *place)
+					  struct packet *packet, struct place *place)
 {
 	struct path path = {};
 	u64 head = MEMBER(copy, u64, sk_buff__head);
 
-	if (!NAMESPACE_WANTED(place) || !INTERFACE_WANTED(place))
+	if (!namespace_wanted(place) || !interface_wanted(place))
 		return 0;
 	if (!filter_match(packet))
 		return 0;
@@ -250,23 +263,26 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 {
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
+	u64 *armed = armed_map.lookup(&zero);
 	struct sk_buff_copy copy;
 	struct packet packet;
 	struct place place;
 	struct path *path;
 	u64 now, flow, head;
-	u32 pid, translated;
+	u32 pid, translated, entry;
 	u16 flags = 0;
+	u8 protocol = 0;
 
-	if (!state || !state->armed || !skb)
+	if (!state || !armed || *armed == DISARMED || !skb)
 		return 0;
-	if (!(where.kind & KIND_ENTRY) && !state->tagged)
+	entry = where.kind & KIND_ENTRY && *armed == ARMED;
+	if (!entry && !state->tagged)
 		return 0;
 	head = read_pointer(skb, sk_buff__head);
 	if (!head)
 		return 0;
 	path = path_of(state, skb, head);
-	if (!path && !(where.kind & KIND_ENTRY))
+	if (!path && !entry)
 		return 0;
 	if (path && path->ignored)
 		goto end;
@@ -280,13 +296,13 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path = enter(state, &copy, &packet, &place);
 		if (!path || path->ignored)
 			return 0;
-		path->flow = flow_of(&copy);
+		path->flow = flow_of(&copy, &protocol);
 		path->skb = skb;
 		path->link = packet.link;
 		send_snapshot(state, &packet, path, now);
 		flags |= EVENT_ENTRY;
 	} else {
-		flow = flow_of(&copy);
+		flow = flow_of(&copy, &protocol);
 		translated = flow && path->flow && flow != path->flow;
 		if (flow)
 			path->flow = flow;
@@ -304,6 +320,9 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path->pid = pid;
 		send_process(state, pid, now);
 	}
+	path->seen = now;
+	path->func = where.func;
+	path->protocol = protocol;
 	path->netns = place.netns;
 	path->ifindex = place.ifindex;
 	path->len = MEMBER(&copy, u32, sk_buff__len);
@@ -317,7 +336,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	} else {
 		path->skb = skb;
 	}
-	if (NAMESPACE_WANTED(&place))
+	if (namespace_wanted(&place))
 		send_event(state, path, now, skb, &where, flags);
 	if (flags & EVENT_LAST)
 		path_remove(state, head);
@@ -331,42 +350,65 @@ end:
 
 /* The allocator frees something: perhaps the buffer of a packet that is followed, perhaps an sk_buff that had
  * lost its buffer before. Two sk_buffs that were allocated as a pair (fclone) are freed as one. */
-static __always_inline int freed(u64 address, struct where where)
+static __always_inline int freed(void *ctx, u64 address, struct where where)
 {
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
+	struct freer freer = {};
 	struct path *path;
 	struct path copy;
 	u64 skb = address;
 
 	if (!state || !state->tagged || !address)
 		return 0;
+	freer.location = where.location;
 	path = skb_map.lookup(&address);
 	if (path) {
 		copy = *path;
-		skb = copy.skb;
 		if (skb_map.delete(&address))
-			return 0;
-		if (copy.ignored || moved.update(&skb, &copy))
-			__sync_fetch_and_add(&state->tagged, -1);
-		else
+			return 0; /* another CPU was faster */
+		find_freer(ctx, &freer);
+		skb = copy.skb;
+		if (freer.expanding && !copy.ignored && !moved.update(&skb, &copy)) {
 			COUNT(&state->moved);
-		return 0;
-	}
-	if (!state->moved)
-		return 0;
-	path = moved.lookup(&skb);
-	if (!path) {
-		skb += sk_buff__SIZE;
-		path = moved.lookup(&skb);
-		if (!path)
 			return 0;
+		}
+	} else {
+		if (!state->moved)
+			return 0;
+		path = moved.lookup(&skb);
+		if (!path) {
+			skb += sk_buff__SIZE;
+			path = moved.lookup(&skb);
+			if (!path)
+				return 0;
+		}
+		copy = *path;
+		if (moved.delete(&skb))
+			return 0;
+		__sync_fetch_and_add(&state->moved, -1);
 	}
-	copy = *path;
-	if (moved.delete(&skb))
-		return 0;
-	__sync_fetch_and_add(&state->moved, -1);
 	__sync_fetch_and_add(&state->tagged, -1);
+	if (copy.ignored)
+		return 0;
+	where.location = freer.location;
 	send_event(state, &copy, bpf_ktime_get_ns(), skb, &where, EVENT_END | EVENT_LAST);
 	return 0;
+}
+
+/* Whether a packet that was seen last on its way to a socket has left the socket's queue again: somebody read
+ * it. Kernels since 5.18 may keep what was read for a while before they free it (skb_attempt_defer_free), and
+ * say nothing of either. An sk_buff that's in no list points to no neighbour. Run by the tracer, for a buffer
+ * it found in skb_map. */
+static __always_inline int was_read(u64 head)
+{
+	struct path *path = skb_map.lookup(&head);
+	u64 skb;
+
+	if (!path)
+		return 0;
+	skb = path->skb;
+	if (read_pointer(skb, sk_buff__head) != head || read_pointer(skb, sk_buff__prev))
+		return 0;
+	return skb_map.lookup(&head) != 0;
 }

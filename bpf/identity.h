@@ -15,17 +15,19 @@
  *
  * - kfree_skb and consume_skb report the end of an sk_buff. When nobody else holds the buffer (`dataref`),
  *the entry goes.
- * - Some ends are not reported (TCP frees what was read or acknowledged without a word). The allocator
- *reports them: the entry goes when kfree or kmem_cache_free is given the buffer.
+ * - Some ends are not reported: a socket's reader frees what it has read without a word, and so does TCP with
+ *what was acknowledged. The allocator reports them: the entry goes when kfree or kmem_cache_free is given the
+ *buffer, and the stack tells who did it.
  *
- * A packet may outlive its buffer: pskb_expand_head() copies the data to a larger one and frees the first. So
- * an entry whose buffer was freed by the allocator waits in `moved`, under the sk_buff's address, until the
- *sk_buff is seen with its new buffer, or is freed itself.
+ * A packet may outlive its buffer: pskb_expand_head() copies the data to a larger one and frees the first.
+ *When that is on the stack, the entry waits in `moved`, under the sk_buff's address, until the sk_buff is
+ *seen with its new buffer, or is freed itself.
  */
 
 struct path {
 	u64 flow; /* hash of the addresses and ports, to notice their translation */
 	u64 skb;
+	u64 seen; /* when, last */
 	u32 packet;
 	u32 pid;
 	u32 netns;
@@ -34,7 +36,9 @@ struct path {
 	u32 mark;
 	u16 snapshot;
 	u16 link;
-	u32 ignored; /* sampled out: remembered only so that it is not asked about again */
+	u16 func;    /* where it was seen last */
+	u8 protocol; /* of IP */
+	u8 ignored;  /* sampled out: remembered only so that it is not asked about again */
 };
 
 BPF_HASH(skb_map, u64, struct path, SKB_MAP_ENTRIES);
@@ -50,10 +54,14 @@ static __always_inline struct path *path_of(struct state *state, u64 skb, u64 he
 	if (!path)
 		return 0;
 	struct path copy = *path;
-	if (skb_map.update(&head, &copy))
+	if (moved.delete(&skb))
+		return 0; /* another CPU was faster */
+	__sync_fetch_and_add(&state->moved, -1);
+	if (skb_map.update(&head, &copy)) {
+		__sync_fetch_and_add(&state->tagged, -1);
+		COUNT(&state->untracked);
 		return 0;
-	if (!moved.delete(&skb))
-		__sync_fetch_and_add(&state->moved, -1);
+	}
 	return skb_map.lookup(&head);
 }
 
@@ -69,4 +77,35 @@ static __always_inline void path_remove(struct state *state, u64 head)
 {
 	if (!skb_map.delete(&head))
 		__sync_fetch_and_add(&state->tagged, -1);
+}
+
+/* Who frees the buffer, from the stack: the first function beyond those of the allocator and of
+ * net/core/skbuff.c, which lie together in the kernel's text. */
+#define STACK_DEPTH 16
+
+struct freer {
+	u64 location;
+	u64 expanding; /* pskb_expand_head() does: the packet goes on */
+};
+
+static __always_inline void find_freer(void *ctx, struct freer *freer)
+{
+#ifdef SKBUFF_START
+	u64 stack[STACK_DEPTH] = {};
+	int inside = 0;
+
+	if (bpf_get_stack(ctx, stack, sizeof(stack), 0) < 0)
+		return;
+#pragma unroll
+	for (int i = 0; i < STACK_DEPTH; i++) {
+		if (stack[i] - EXPAND_HEAD_START < EXPAND_HEAD_SIZE)
+			freer->expanding = 1;
+		if (stack[i] - SKBUFF_START < SKBUFF_SIZE) {
+			inside = 1;
+		} else if (inside == 1 && stack[i]) {
+			freer->location = stack[i];
+			inside = 2;
+		}
+	}
+#endif
 }

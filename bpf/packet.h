@@ -63,6 +63,10 @@ struct packet {
 	u16 vlan_tci;
 };
 
+/* Have clang do the arithmetic where it stands. It would rather do all of a long sum at its end, with every
+ * summand kept on the stack until then. */
+#define PACKET_NOW(variable) asm volatile("" : "+r"(variable))
+
 /* Where a load puts the bytes it read. The caller has one for all its loads, since the stack is small. */
 union packet_word {
 	u8 byte;

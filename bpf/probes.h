@@ -17,6 +17,7 @@
  * program is the packet's sk_buff itself. */
 #define TC_PASS -1
 
+#ifdef FUNC_tc_ingress
 int tc_ingress(struct __sk_buff *ctx)
 {
 	hop(ctx, (u64)ctx, WHERE(FUNC_tc_ingress, KIND_ENTRY, 0, 0));
@@ -28,6 +29,7 @@ int tc_egress(struct __sk_buff *ctx)
 	hop(ctx, (u64)ctx, WHERE(FUNC_tc_egress, KIND_ENTRY, 0, 0));
 	return TC_PASS;
 }
+#endif
 
 /* One program for all five hooks of netfilter, first in each: what it lets pass is not dropped yet. The
  * hooks' functions stand behind one another in the start record, in the order of enum nf_inet_hooks. */
@@ -36,7 +38,9 @@ int netfilter(u64 *ctx)
 {
 	u32 hook = read_u32(ctx[0], nf_hook_state__hook) & 0xff;
 
-	hop(0, ctx[1], WHERE(FUNC_netfilter + (hook < 5 ? hook : 0), KIND_ENTRY, 0, 0));
+	if (hook < 5)
+		hop(0, ctx[1],
+		    WHERE(FUNC_netfilter + hook, NETFILTER_ENTRIES >> hook & 1 ? KIND_ENTRY : 0, 0, 0));
 	return 1; /* NF_ACCEPT */
 }
 #endif
@@ -78,7 +82,7 @@ static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 			 argument(ctx, COOKIE_REASON(cookie))));
 }
 
-#ifdef HAVE_TRACEPOINT_COOKIE
+#ifdef bpf_raw_tp_link__cookie
 static u64 (*attach_cookie)(void *ctx) = (void *)174; /* BPF_FUNC_get_attach_cookie */
 
 int tracepoint(struct bpf_raw_tracepoint_args *ctx)
@@ -97,13 +101,19 @@ int tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #ifdef FUNC_kfree
 int freed_kfree(struct bpf_raw_tracepoint_args *ctx)
 {
-	return freed(ctx->args[1], WHERE(FUNC_kfree, KIND_END, ctx->args[0], 0));
+	return freed(ctx, ctx->args[1], WHERE(FUNC_kfree, KIND_END, ctx->args[0], 0));
 }
 #endif
 
 #ifdef FUNC_kmem_cache_free
 int freed_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx)
 {
-	return freed(ctx->args[1], WHERE(FUNC_kmem_cache_free, KIND_END, ctx->args[0], 0));
+	return freed(ctx, ctx->args[1], WHERE(FUNC_kmem_cache_free, KIND_END, ctx->args[0], 0));
 }
 #endif
+
+/* Not attached: run by the tracer (BPF_PROG_TEST_RUN). */
+int is_read(struct bpf_raw_tracepoint_args *ctx)
+{
+	return was_read(ctx->args[0]);
+}

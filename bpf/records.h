@@ -47,10 +47,16 @@ struct facts {
 #define FACTS_SNAPSHOT 0
 #define FACTS_PROCESS  1
 
-/* The capture as a whole. `armed` is set by the tracer when every probe is in; until then nothing is
- * recorded. */
+/* Set by the tracer: armed when every probe is in, until then nothing is recorded; closing when the capture
+ * ends, then nothing new is taken up, but what is followed may come to its end. */
+#define DISARMED 0
+#define ARMED	 1
+#define CLOSING	 2
+
+BPF_ARRAY(armed_map, u64, 1);
+
+/* The capture as a whole. */
 struct state {
-	u64 armed;
 	u64 tagged;    /* packets in skb_map and moved: nothing tagged, nothing paid */
 	u64 moved;     /* of these, those in `moved` */
 	u64 packets;   /* numbers given out */

@@ -60,7 +60,10 @@ class Tracepoint:
 
 
 class Catalogue:
-    """The catalogue: `functions` and `tracepoints` by name, and what follows from them."""
+    """The catalogue: `functions` and `tracepoints` by name, and what follows from them.
+
+    `readers` are the functions that free a packet when the owner of its socket has read it.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,9 @@ class Catalogue:
         layers: list[tuple[re.Pattern[str], str]],
         never: re.Pattern[str],
         control: re.Pattern[str],
+        readers: frozenset[str],
     ) -> None:
+        self.readers = readers
         self.functions = dict(functions)
         self.tracepoints = dict(tracepoints)
         self._layers = layers
@@ -147,12 +152,13 @@ def _read(path: Path) -> Catalogue:
         layers = [(re.compile(entry["pattern"]), entry["layer"]) for entry in data["layers"]]
         never = re.compile("|".join(data["never"]["patterns"]))
         control = re.compile("|".join(data["control"]["patterns"]))
+        readers = frozenset(data["readers"]["functions"])
     except (TypeError, KeyError, re.error) as error:
         raise ValueError(f"{path.name}: {error}") from error
     used = {f.layer for f in functions.values()} | {t.layer for t in tracepoints.values()} | {l_ for _, l_ in layers}
     if used - set(LAYERS):
         raise ValueError(f"{path.name}: no such layer: {', '.join(sorted(used - set(LAYERS)))}")
-    return Catalogue(functions, tracepoints, layers, never, control)
+    return Catalogue(functions, tracepoints, layers, never, control, readers)
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def _sock(*members: str, required: bool = True) -> tuple[Need, ...]:
 
 
 NEEDS: tuple[Need, ...] = (
-    *_plain("sk_buff", "head", "data", "len", "data_len", "end", "tail", "users", "truesize", "cb"),
+    *_plain("sk_buff", "prev", "head", "data", "len", "data_len", "end", "tail", "users", "truesize", "cb"),
     *_plain("sk_buff", "mark", "dev", "sk", "hash", "skb_iif", "queue_mapping", "tstamp", "priority"),
     *_plain("sk_buff", "mac_header", "network_header", "transport_header", "mac_len", "protocol"),
     *_plain("sk_buff", "vlan_proto", "vlan_tci"),

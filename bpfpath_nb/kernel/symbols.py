@@ -159,6 +159,19 @@ class Symbols:
         """All addresses of a function, by its exact name; empty where there is none."""
         return [int(self.addresses_by_line[line]) for line in self._lines(name)]
 
+    def spans(self, name: str) -> list[tuple[int, int]]:
+        """Where each copy of a function begins and where the next function does; empty where there is none, or
+        hidden."""
+        if self.hidden:
+            return []
+        everything = np.unique(self.addresses_by_line)
+        found = []
+        for start in self.addresses(name):
+            following = int(np.searchsorted(everything, np.uint64(start), "right"))
+            if following < len(everything):
+                found.append((start, int(everything[following])))
+        return found
+
     def modules(self, name: str) -> list[str]:
         """For each of `addresses`, the module it is in; empty for the kernel itself."""
         return [self._module(line) for line in self._lines(name)]

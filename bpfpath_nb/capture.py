@@ -1,0 +1,367 @@
+"""A capture: it starts a tracer, collects what that sends, and stops it.
+
+This side knows no BPF and needs no privilege. One thread reads the tracer's stream and adds each batch to a
+collector; the notebook's own thread only ever looks at what is there. No event loop is involved, so it works in
+a notebook as in a script.
+
+    Capture(...)  --start-->   tracer   attaches, then answers
+                  <--stream--           start record, then batches: the first one means "armed"
+    stop()        --stop--->            detaches, then says that it is done
+
+While it runs, and afterwards, the capture has everything that a `Recording` has: `recording` is the picture of
+the moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bpfpath_nb import tracers
+from bpfpath_nb.analysis.events import Collector
+from bpfpath_nb.errors import ArmTimeoutError, BpfpathError, OptionError, RequirementError, TracerError
+from bpfpath_nb.filter import Filter
+from bpfpath_nb.kernel.sets import read_list
+from bpfpath_nb.recording import Recording, RecordingViews
+from bpfpath_nb.stream import Reader
+
+ARM_WITHIN = 60.0
+"""How long a capture may take to be armed, in seconds; ten times that on an emulated processor."""
+
+END_WITHIN = 15.0
+"""How long the tracer may take to detach."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a capture is doing."""
+
+    state: str
+    """arming, capturing, stopped or failed"""
+    reason: str
+    """why it ended: stopped, duration, packets, max_events, interrupted; or the error"""
+    seconds: float
+    """how long it has been capturing"""
+    packets: int
+    events: int
+    lost: int
+    """events that found the ring full"""
+
+    def __str__(self) -> str:
+        lost = f", {self.lost} events lost" if self.lost else ""
+        why = f" ({self.reason})" if self.reason and self.reason != "stopped" else ""
+        return f"{self.state}{why}: {self.packets} packets, {self.events} hops in {self.seconds:.1f} s{lost}"
+
+
+class Capture(RecordingViews):
+    """Follow the packets that a filter takes through the kernel. Armed when this returns; capturing in the background.
+
+    Parameters
+    ----------
+    filter : str
+        An expression of pcap-filter(7), such as ``"udp port 53"``. Empty: every packet.
+    on : str
+        Where to trace: ``"local"``, or another host as ``"ssh://user@host"``.
+    functions : str or list of str
+        Which functions to trace: ``"default"``, ``"all"``, ``"drops"``, a list of names, a regular expression,
+        or a file with a name a line.
+    namespaces : list of str or int, optional
+        Only in these network namespaces: names as of ``ip netns``, ``"host"``, paths, or inode numbers. By
+        default in all, also those that come into being meanwhile.
+    interfaces : list of str, optional
+        Only packets that are first seen on these interfaces. By default on all.
+    match : {'entry', 'tc', 'every'}
+        Where the filter is asked: where packets enter the stack (TC, first functions on receive and send,
+        drops), only in TC as in the paper, or in every probe.
+    returns : bool
+        Trace the returns of functions too.
+    duration : float, optional
+        Stop after so many seconds.
+    packets : int, optional
+        Stop after so many packets, when they have come to their ends.
+    max_events : int
+        Stop after so many hops.
+    sample : int
+        Follow one packet in so many.
+    events_ring, facts_ring : int
+        Sizes of the two ring buffers in bytes, powers of two. Larger ones lose less in bursts.
+    timeout : float, optional
+        How long arming may take, in seconds. By default a minute, longer on an emulated processor.
+
+    Raises
+    ------
+    FilterError, FunctionError, NamespaceError, InterfaceError, OptionError
+        An argument that makes no sense here. Nothing is attached.
+    PrivilegeError, RequirementError, HostError
+        The machine does not let us, or lacks something. `doctor()` shows what.
+    ArmTimeoutError, TracerError
+        The tracer did not get ready, or failed. Nothing stays attached.
+    """
+
+    def __init__(
+        self,
+        filter: str = "",  # noqa: A002 - the word that everybody uses for it
+        *,
+        on: str = "local",
+        functions: str | os.PathLike[str] | list[str] = "default",
+        namespaces: list[str | int] | None = None,
+        interfaces: list[str] | None = None,
+        match: str = "entry",
+        returns: bool = False,
+        duration: float | None = None,
+        packets: int | None = None,
+        max_events: int = 5_000_000,
+        sample: int = 1,
+        events_ring: int = 1 << 24,
+        facts_ring: int = 1 << 22,
+        timeout: float | None = None,
+    ) -> None:
+        self._tracer: tracers.TracerProcess | None = None
+        self._stopping = threading.Lock()
+        _check_filter(filter)
+        request = {
+            "filter": filter,
+            **_functions(functions),
+            "namespaces": _list(namespaces),
+            "interfaces": _list(interfaces),
+            "match": match,
+            "returns": returns,
+            "duration": duration,
+            "packets": packets,
+            "max_events": max_events,
+            "sample": sample,
+            "events_ring": events_ring,
+            "facts_ring": facts_ring,
+        }
+        _check_json(request)
+        limit = _arm_limit() if timeout is None else timeout
+        self._tracer = tracers.acquire(on)
+        self._tracer.say({"start": request})
+        self._stream = _Stream(self._tracer)
+        try:
+            armed = self._stream.armed.wait(limit)
+        except BaseException:
+            self._abandon()
+            raise
+        if not armed:
+            self._abandon()
+            raise ArmTimeoutError(
+                f"The capture was not armed within {limit:g} s; nothing is attached. A slow or emulated "
+                "machine needs longer: pass "
+                "`timeout=`. `doctor()` shows whether something is missing."
+            )
+        if self._stream.collector is None:
+            error = self._stream.error
+            assert error is not None
+            if not error.reported:
+                explained = self._tracer.explain(error)
+                self._abandon()
+                raise explained from None
+            error = self._tracer.remark(error)
+            tracers.release(self._tracer)
+            self._tracer = None
+            raise error
+        self._collector: Collector = self._stream.collector
+        self._armed_at = time.monotonic()
+
+    # -- what there is
+
+    @property
+    def recording(self) -> Recording:
+        """What is recorded, as of now. Reading never stops the capture."""
+        return Recording(self._collector.events())
+
+    @property
+    def status(self) -> Status:
+        """How the capture is doing."""
+        stream, counters = self._stream, self._collector.counters
+        ended = stream.ended_at
+        state = "failed" if stream.error is not None else "capturing" if ended is None else "stopped"
+        reason = str(stream.error or (self._collector.end or {}).get("reason", ""))
+        return Status(
+            state,
+            reason,
+            (time.monotonic() if ended is None else ended) - self._armed_at,
+            counters.get("packets", 0),
+            len(self._collector),
+            counters.get("events_lost", 0),
+        )
+
+    # -- until when
+
+    def wait(self, packets: int | None = None, seconds: float | None = None) -> Self:
+        """Wait until the capture ends by itself, or earlier.
+
+        Parameters
+        ----------
+        packets : int, optional
+            Until so many packets were seen.
+        seconds : float, optional
+            At the longest so long.
+
+        Returns
+        -------
+        Capture
+            Itself. It goes on capturing where it was not its own limit that was reached. Interrupting the wait
+            (the notebook's stop button, Ctrl-C) stops the capture and keeps what was captured.
+
+        Raises
+        ------
+        TracerError
+            The tracer died. What it had sent is kept.
+        """
+        if packets is None and seconds is None and not self._has_limit():
+            raise OptionError(
+                "This capture has no end of its own, so there is nothing to wait for: pass `packets` or "
+                "`seconds`, or call `stop()`."
+            )
+        until = None if seconds is None else time.monotonic() + seconds
+        try:
+            while not self._stream.ended.is_set():
+                if packets is not None and self._collector.counters.get("packets", 0) >= packets:
+                    break
+                left = 0.05 if until is None else min(0.05, until - time.monotonic())
+                if left <= 0:
+                    break
+                self._stream.ended.wait(left)
+        except KeyboardInterrupt:
+            self.stop()
+            return self
+        if self._stream.error is not None:
+            raise self._stream.error
+        return self
+
+    def stop(self) -> Self:
+        """Stop capturing, and detach everything. Once is enough, more does no harm.
+
+        Returns
+        -------
+        Capture
+            Itself.
+        """
+        with self._stopping:
+            tracer, self._tracer = self._tracer, None
+            if tracer is None:
+                return self
+            if not self._stream.ended.is_set():
+                tracer.say({"stop": True})
+            clean = self._stream.ended.wait(END_WITHIN) and self._stream.error is None
+            if clean:
+                tracers.release(tracer)
+            else:
+                tracer.close(patience=0.5)
+            self._stream.join()
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _has_limit(self) -> bool:
+        options: dict[str, Any] = self._collector.start.raw.get("options", {})
+        return any(options.get(name) is not None for name in ("duration", "packets"))
+
+    def _abandon(self) -> None:
+        tracer, self._tracer = self._tracer, None
+        if tracer is not None:
+            tracer.close(patience=2.0)
+            self._stream.join()
+
+    def __repr__(self) -> str:
+        return f"Capture({self._collector.start.filter!r}) {self.status}\n{self.recording!r}"
+
+    def _repr_html_(self) -> str:
+        from bpfpath_nb.html.summary import summary_html
+
+        return summary_html(self.recording, status=str(self.status), name="Capture")
+
+
+class _Stream:
+    """The thread that reads a capture's stream. It holds no reference to the capture."""
+
+    def __init__(self, tracer: tracers.TracerProcess) -> None:
+        self.armed = threading.Event()
+        self.ended = threading.Event()
+        self.ended_at: float | None = None
+        self.collector: Collector | None = None
+        self.error: BpfpathError | None = None
+        self._thread = threading.Thread(
+            target=self._read, args=(tracer.output,), name="bpfpath_nb capture", daemon=True
+        )
+        self._thread.start()
+
+    def _read(self, output: int) -> None:
+        try:
+            reader = Reader(output)
+            for batch in reader:
+                if self.collector is None:
+                    self.collector = Collector(reader.start)
+                self.collector.add(batch)
+                # The first batch leaves when the probes are live.
+                self.armed.set()
+            if self.collector is not None and (self.collector.end or {}).get("reason") == "error":
+                what = self.collector.end.get("message", "an error") if self.collector.end else ""
+                raise TracerError(
+                    f"The tracer failed: {what}. What it had sent is kept. This is a bug; please report it."
+                )
+        except BpfpathError as error:
+            self.error = error
+        finally:
+            self.ended_at = time.monotonic()
+            self.ended.set()
+            self.armed.set()
+
+    def join(self) -> None:
+        """Wait for the thread; its source has ended."""
+        self._thread.join(5.0)
+
+
+def _check_filter(expression: object) -> None:
+    """Refuse a bad filter before anything is started. Without libpcap here the tracer does it."""
+    if not isinstance(expression, str):
+        raise OptionError("The filter is text, an expression of pcap-filter(7) such as 'udp port 53'.")
+    try:
+        Filter(expression)
+    except RequirementError:
+        return
+
+
+def _check_json(request: dict[str, object]) -> None:
+    for name, value in request.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise OptionError(f"The option `{name}` does not take {str(value)[:200]!r}; see `Capture?`.") from None
+
+
+def _list(values: object) -> object:
+    """A list for JSON of what was meant as one; what makes no sense is refused by the tracer, with the other
+    options."""
+    return list(values) if isinstance(values, (tuple, set, frozenset)) else values
+
+
+def _functions(functions: object) -> dict[str, object]:
+    """A file of names is on this host, and not on the tracer's: its content is sent."""
+    if isinstance(functions, os.PathLike) or (isinstance(functions, str) and functions.endswith((".txt", ".list"))):
+        wish = read_list(functions)
+        return {"functions": list(wish.names), "final": sorted(wish.final)}
+    return {"functions": _list(functions)}
+
+
+def _arm_limit() -> float:
+    try:
+        emulated = "QEMU" in Path("/proc/cpuinfo").read_text() or "TCG" in platform.processor()
+    except OSError:
+        emulated = False
+    return ARM_WITHIN * (10 if emulated else 1)

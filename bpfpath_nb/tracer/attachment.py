@@ -1,0 +1,254 @@
+"""Everything of one capture that hangs in the kernel: programs, maps, links. Closing it leaves nothing.
+
+What is attached is pushed on one stack and comes off in the reverse order. So it does not matter where an
+attempt fails: what was attached until then goes the same way.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import Any
+
+from bpfpath_nb.errors import InterfaceError
+from bpfpath_nb.filter import Filter
+from bpfpath_nb.kernel import Kernel
+from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
+from bpfpath_nb.tracer import probes, source, tc
+from bpfpath_nb.tracer.counters import Counters
+from bpfpath_nb.tracer.deliveries import Deliveries
+from bpfpath_nb.tracer.netfilter import Hooks
+from bpfpath_nb.tracer.places import Change, Namespace, Places
+from bpfpath_nb.tracer.request import Request
+from bpfpath_nb.tracer.ring import Ring
+from bpfpath_nb.tracer.syscall import NETFILTER as NETFILTER_ATTACH
+from bpfpath_nb.tracer.syscall import has_fetch_add, raw_tracepoint_open
+from bpfpath_nb.tracer.toolchain import NETFILTER, RAW_TRACEPOINT, SCHED_CLS, Program
+
+PAGE = 4096
+TRACKED_PACKETS = 65536
+
+COOKIES = "bpf_raw_tp_link__cookie"
+"""The macro that a kernel has whose tracepoints take a cookie."""
+
+
+def unit(request: Request, kernel: Kernel) -> tuple[str, probes.Plan]:
+    """The C of a capture, and the plan that it follows."""
+    plan = probes.plan(request, kernel)
+    macros: dict[str, int | str] = {**kernel.macros, **plan.macros}
+    macros["EVENTS_PAGES"] = request.events_ring // PAGE
+    macros["FACTS_PAGES"] = request.facts_ring // PAGE
+    macros["SKB_MAP_ENTRIES"] = TRACKED_PACKETS
+    macros["MOVED_ENTRIES"] = TRACKED_PACKETS // 4
+    macros["SAMPLE"] = request.sample
+    macros |= probes.skbuff_macros(kernel)
+    if has_fetch_add():
+        macros["HAVE_FETCH_ADD"] = 1
+    if request.packets is not None:
+        macros["PACKETS_LIMIT"] = request.packets
+    if request.namespaces is not None:
+        macros["ONLY_NAMESPACES"] = 1
+    if request.interfaces is not None:
+        macros["ONLY_INTERFACES"] = 1
+    lines = []
+    if COOKIES not in kernel.macros:
+        tracepoints = [probe for probe in plan.of_kind("tracepoint") if probe.target not in probes.FREES]
+        lines = [f"TRACEPOINT({probe.name}, {probe.cookie}ull)" for probe in tracepoints]
+    return source.assemble(Filter(request.filter).c_source(), macros, lines), plan
+
+
+class Attachment:
+    """A capture's programs, attached but not armed.
+
+    Parameters
+    ----------
+    request
+        What is asked for.
+    kernel
+        What the kernel offers.
+
+    Attributes
+    ----------
+    events, facts
+        The two rings.
+    counters
+        What the kernel side counts; arms it too.
+    deliveries
+        Finds out which packets were read.
+    devices
+        Rows of `schema.DEVICES` that were not told yet.
+    counted
+        Descriptors of the programs whose skipped runs lose a hop.
+
+    Raises
+    ------
+    BpfpathError
+        Of the type that fits. Nothing stays attached.
+    """
+
+    def __init__(self, request: Request, kernel: Kernel) -> None:
+        self._request = request
+        self._kernel = kernel
+        self._undo = ExitStack()
+        self.devices: list[tuple[int, int, str]] = []
+        self.counted: list[int] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Detach in the reverse order."""
+        self._undo.close()
+
+    def start_record(self) -> dict[str, Any]:
+        """What only the attachment knows of `schema.START_RECORD`."""
+        return {
+            "filter": self._request.filter,
+            "options": self._request.record(),
+            "functions": [probe.record() for probe in self._plan.probes],
+            "refused": self._refused,
+            "reasons": {str(number): name for number, name in self._kernel.reasons.items()},
+            "readers": sorted(self._kernel.catalogue.readers),
+            "ladder": {"functions": "tracepoint", "tc": self._tc.kind if self._tc else "none"},
+        }
+
+    def look_around(self, seen: set[int]) -> None:
+        """Join namespaces and interfaces that came since the last time, leave those that went.
+
+        Parameters
+        ----------
+        seen
+            Namespaces that events came from. An unknown one is looked for at once.
+        """
+        unknown = bool(seen - self._places.known.keys() - self._looked_for)
+        self._looked_for |= seen
+        for change in self._places.changes(unknown=unknown):
+            self._follow(change)
+
+    # -- the steps of attaching
+
+    def _attach(self) -> None:
+        request = self._request
+        self._looked_for: set[int] = {0}
+        self._has_cookies = COOKIES in self._kernel.macros
+        text, self._plan = unit(request, self._kernel)
+        self._refused = self._plan.refused
+        self._places = Places(request.namespaces)
+        self._undo.callback(self._places.close)
+        self._check_interfaces()
+        self._program = Program(text)
+        self._undo.callback(self._program.close)
+        self.counters = Counters(self._program)
+        self.events = Ring(self._program.map("events").map_fd, request.events_ring, EVENT_DTYPE)
+        self._undo.callback(self.events.close)
+        self.facts = Ring(self._program.map("facts_ring").map_fd, request.facts_ring, FACTS_DTYPE)
+        self._undo.callback(self.facts.close)
+        if request.namespaces is not None:
+            table = self._program.map("wanted_namespaces")
+            for inum in self._places.known:
+                table[table.Key(inum)] = table.Leaf(1)
+        self._attach_tracepoints()
+        self._attach_netfilter()
+        self._attach_tc()
+        towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name == "nf_input"]
+        self.deliveries = Deliveries(self._program, towards_sockets)
+
+    def _check_interfaces(self) -> None:
+        wanted = self._request.interfaces or []
+        there = {name for namespace in self._places.known.values() for name in namespace.list_devices().values()}
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            raise InterfaceError(
+                f"There is no network interface {missing[0][:64]!r} in the namespaces that are traced. There are: "
+                f"{', '.join(sorted(there)[:20])}. `ip link` shows them; in another namespace: `ip -n NAMESPACE link`."
+            )
+
+    def _attach_tracepoints(self) -> None:
+        for probe in self._plan.of_kind("tracepoint"):
+            try:
+                if probe.target in probes.FREES:
+                    # The kernel skips a program that interrupts itself, and here interrupts are frequent and a skipped
+                    # end would give the next user of the buffer this packet's number. Of two, one always runs.
+                    for _ in range(2):
+                        self._attach_tracepoint(f"freed_{probe.target}", probe)
+                else:
+                    name = "tracepoint" if self._has_cookies else f"tracepoint_{probe.name}"
+                    self.counted.append(self._attach_tracepoint(name, probe))
+            except OSError as error:
+                self._refuse(probe.target, error)
+
+    def _attach_tracepoint(self, function: str, probe: probes.Probe) -> int:
+        program = self._program.load(function, RAW_TRACEPOINT)
+        cookie = probe.cookie if self._has_cookies else 0
+        self._undo.callback(os.close, raw_tracepoint_open(probe.target, program, cookie))
+        return program
+
+    def _attach_netfilter(self) -> None:
+        self._hooks: Hooks | None = None
+        if not self._plan.of_kind("netfilter"):
+            return
+        try:
+            program = self._program.load("netfilter", NETFILTER, NETFILTER_ATTACH)
+        except OSError as error:
+            self._refuse("netfilter hooks", error)
+            return
+        self._hooks = Hooks(program, self._places)
+        self._undo.callback(self._hooks.close)
+
+    def _attach_tc(self) -> None:
+        self._tc: tc.Attacher | None = None
+        if self._plan.of_kind("tc_ingress"):
+            programs = {name: self._program.load(name, SCHED_CLS) for name in tc.DIRECTIONS}
+            self._tc = tc.choose(programs, self._places)
+            self._undo.callback(self._tc.close)
+        for namespace in list(self._places.known.values()):
+            self._join(namespace)
+        for inum, name in self._places.unreachable.items():
+            self._refuse(f"tc in {name}", OSError("the namespace may not be entered"))
+            self.devices.append((inum, 0, name))
+
+    def _refuse(self, name: str, error: OSError, instead: str = "") -> None:
+        self._refused.append({"name": name, "why": str(error), "instead": instead})
+
+    # -- places that come and go
+
+    def _join(self, namespace: Namespace) -> None:
+        self.devices.append((namespace.inum, 0, namespace.name))
+        if self._hooks is not None:
+            try:
+                self._hooks.attach(namespace)
+            except OSError as error:
+                self._refuse(f"netfilter hooks in {namespace.name}", error)
+        for change in self._places.refresh_devices(namespace):
+            self._follow(change)
+
+    def _follow(self, change: Change) -> None:
+        namespace, ifindex = change.namespace, change.ifindex
+        if ifindex is None and change.came:
+            self._join(namespace)
+        elif ifindex is None:
+            if self._tc is not None:
+                self._tc.detach(namespace, None)
+            if self._hooks is not None:
+                self._hooks.detach(namespace)
+        elif change.came:
+            self._join_device(namespace, ifindex, namespace.devices[ifindex])
+        elif self._tc is not None:
+            self._tc.detach(namespace, ifindex)
+
+    def _join_device(self, namespace: Namespace, ifindex: int, name: str) -> None:
+        self.devices.append((namespace.inum, ifindex, name))
+        if self._request.interfaces is not None:
+            if name not in self._request.interfaces:
+                return
+            table = self._program.map("wanted_interfaces")
+            table[table.Key(namespace.inum, ifindex)] = table.Leaf(1)
+        if self._tc is None:
+            return
+        try:
+            self._tc.attach(namespace, ifindex)
+        except OSError as error:
+            if ifindex in namespace.list_devices():  # else it went as it came
+                self._refuse(f"tc on {name} in {namespace.name}", error)

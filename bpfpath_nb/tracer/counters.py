@@ -1,0 +1,54 @@
+"""What the kernel side has counted, read from its maps: every place that can lose something counts there."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from bpfpath_nb.tracer.syscall import recursion_misses
+from bpfpath_nb.tracer.toolchain import Program
+
+# bpf/records.h
+DISARMED, ARMED, CLOSING = 0, 1, 2
+STATE = ("tagged", "moved", "packets", "matched", "untracked", "events_lost", "facts_lost")
+
+
+class Counters:
+    """The maps that count, of one capture."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._state = program.map("state_map")
+        self._armed = program.map("armed_map")
+        self._sequence = program.map("sequence")
+
+    def state(self) -> dict[str, int]:
+        """The fields of `struct state`."""
+        value = bytes(self._state[0])
+        return dict(zip(STATE, struct.unpack(f"={len(STATE)}Q", value), strict=True))
+
+    def arm(self, armed: int) -> None:
+        """Let the probes record (`ARMED`), only what is followed already (`CLOSING`), or nothing (`DISARMED`)."""
+        self._armed[0] = self._armed.Leaf(armed)
+
+    def read(self, descriptors: Iterable[int]) -> dict[str, int]:
+        """The counters of `schema.COUNTERS`."""
+        state = self.state()
+        begun = sum(int(value) for value in self._per_cpu())
+        misses = 0
+        for descriptor in descriptors:
+            with suppress(OSError):
+                misses += recursion_misses(descriptor)
+        return {
+            "packets": state["packets"],
+            "events": begun - state["events_lost"],
+            "events_lost": state["events_lost"],
+            "facts_lost": state["facts_lost"],
+            "packets_untracked": state["untracked"],
+            "probe_misses": misses,
+        }
+
+    def _per_cpu(self) -> Any:
+        return self._sequence[0]

@@ -1,0 +1,111 @@
+"""Which packets were read, where the kernel does not tell.
+
+A datagram that a program has read is freed, and that end is seen (identity.h). But kernels since 5.18 may leave
+the freeing to the CPU that allocated the buffer, which gets to it with its next packet: on a quiet machine
+seconds later, or not before the capture ends. So from time to time the packets that were last seen on their way
+to a socket are looked at: a buffer that is in no list any more has left the socket's queue. The look tells that
+it was read, not when, and so it makes no hop; the number of the packet goes into the side table `reads`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfpath_nb.tracer.syscall import MAP_LOOKUP_BATCH, PROG_TEST_RUN, bpf, bpf_in_place
+from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT, Program
+
+SETTLED_AFTER = 50_000_000
+"""A packet that was seen less than so many ns ago may be between two lists."""
+
+UDP = 17
+BATCH = 4096
+LONGEST_LOOK = 16
+"""Batches at most in one look; skb_map has no more entries."""
+
+# struct path of bpf/identity.h
+PATH = np.dtype(
+    [
+        *((name, "u8") for name in ("flow", "skb", "seen")),
+        *((name, "u4") for name in ("packet", "pid", "netns", "ifindex", "len", "mark")),
+        *((name, "u2") for name in ("snapshot", "link", "func")),
+        *((name, "u1") for name in ("protocol", "ignored")),
+    ]
+)
+
+
+class Deliveries:
+    """Looks at the packets that are followed.
+
+    Parameters
+    ----------
+    program
+        The capture's.
+    towards_sockets
+        Functions (as `func`) behind which a packet goes to a socket.
+    """
+
+    def __init__(self, program: Program, towards_sockets: Sequence[int]) -> None:
+        self._is_read = program.load("is_read", RAW_TRACEPOINT)
+        self._map = program.map("skb_map").map_fd
+        self._functions = np.array(sorted(towards_sockets), np.uint16)
+        self._known: set[int] = set()
+
+    def look(self) -> list[tuple[int]]:
+        """Rows of `schema.READS`: packets that are known to be read since this look."""
+        heads, paths = self._followed()
+        candidates = (
+            np.isin(paths["func"], self._functions)
+            & (paths["protocol"] == UDP)
+            & (paths["seen"].astype(np.int64) < time.monotonic_ns() - SETTLED_AFTER)
+        )
+        packets = paths["packet"][candidates].tolist()
+        waiting = dict(zip(packets, heads[candidates].tolist(), strict=True))
+        # What was told is followed until it is freed; that is where it may be forgotten.
+        self._known &= set(paths["packet"].tolist())
+        found = [packet for packet in waiting.keys() - self._known if self._ask(waiting[packet])]
+        self._known.update(found)
+        return [(packet,) for packet in sorted(found)]
+
+    def _ask(self, head: int) -> bool:
+        arguments = ctypes.create_string_buffer(struct.pack("=Q", head), 8)
+        test = struct.pack("=IIIIQQIIIIQ", self._is_read, 0, 0, 0, 0, 0, 0, 0, 8, 0, ctypes.addressof(arguments))
+        _, answer = bpf(PROG_TEST_RUN, test + bytes(24))
+        return bool(struct.unpack_from("=I", answer, 4)[0])
+
+    def _followed(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
+        """What skb_map holds: buffers and paths."""
+        keys, values = np.zeros(BATCH, np.uint64), np.zeros(BATCH, PATH)
+        position = ctypes.c_uint32()
+        following = ctypes.c_uint32()
+        heads, paths = [], []
+        for number in range(LONGEST_LOOK):
+            request = struct.pack(
+                "=QQQQIIQQ",
+                ctypes.addressof(position) if number else 0,
+                ctypes.addressof(following),
+                keys.ctypes.data,
+                values.ctypes.data,
+                BATCH,
+                self._map,
+                0,
+                0,
+            )
+            attributes = ctypes.create_string_buffer(request, len(request))
+            last = False
+            try:
+                bpf_in_place(MAP_LOOKUP_BATCH, attributes)
+            except FileNotFoundError:  # the end of the map; the last elements are there all the same
+                last = True
+            count = struct.unpack_from("=I", attributes, 32)[0]
+            heads.append(keys[:count].copy())
+            paths.append(values[:count].copy())
+            if last:
+                break
+            position.value = following.value
+        return np.concatenate(heads), np.concatenate(paths)

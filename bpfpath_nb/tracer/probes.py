@@ -1,0 +1,195 @@
+"""Which probes a capture gets on this kernel: the plan, made before anything is compiled.
+
+The ladder of design has kprobes on its upper rungs. On its last rung there is what every kernel with BPF has:
+raw tracepoints that are given a packet. They show receiving, queueing, sending, dropping; between an interface
+and a socket they show nothing, and there the hooks of netfilter help, where the kernel lets BPF programs in
+(6.4). TC programs come on every rung: there the filter is asked, with all of the packet at hand.
+
+A probe is known by its position in the plan: that is `func` of its events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bpfpath_nb.kernel import Kernel, Selection, select_tracepoints
+from bpfpath_nb.kernel.sets import Request as Wish
+from bpfpath_nb.tracer.request import Request
+from bpfpath_nb.tracer.tc import DIRECTIONS
+
+HOOKS = ("nf_prerouting", "nf_input", "nf_forward", "nf_output", "nf_postrouting")
+"""Netfilter's hooks in the order of enum nf_inet_hooks, by nftables' names for them."""
+
+FREES = ("kfree", "kmem_cache_free")
+"""Where the allocator takes memory back: the end of packets that the stack frees without a word (see identity.h)."""
+FREED = "skb_free_head"
+"""What such an end is called: which of the two frees a buffer depends on its size only."""
+
+SKBUFF = (
+    "skb_release_data", "pskb_expand_head", "__kfree_skb", "consume_skb", "napi_consume_skb", "kfree_skb_partial",
+    "skb_attempt_defer_free", "kfree_skbmem", "skb_free_head", "__consume_stateless_skb",
+)  # fmt: skip
+"""Functions of net/core/skbuff.c that free, or lead to it."""
+SKBUFF_LARGEST = 1 << 20
+"""All of that file's functions take less, in bytes; more means that the linker has scattered them."""
+
+# bpf/hop.h and bpf/probes.h
+ENTRY, END, NEIGHBOUR = 1, 2, 4
+NO_ARGUMENT = 15
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A place where packets are seen; the fields are those of the start record's `functions`."""
+
+    name: str
+    layer: str
+    probe: str
+    target: str
+    role: str = ""
+    final: bool = False
+    cookie: int = 0
+
+    def record(self) -> dict[str, str | bool]:
+        """For the start record."""
+        return {
+            "name": self.name,
+            "layer": self.layer,
+            "probe": self.probe,
+            "target": self.target,
+            "role": self.role,
+            "final": self.final,
+        }
+
+
+@dataclass
+class Plan:
+    """All probes of a capture, and what the C has to know of them.
+
+    Attributes
+    ----------
+    probes
+        In the order of `func`.
+    macros
+        For the C.
+    refused
+        What was asked for and cannot be had here, for the start record.
+    """
+
+    probes: list[Probe] = field(default_factory=list)
+    macros: dict[str, int] = field(default_factory=dict)
+    refused: list[dict[str, str]] = field(default_factory=list)
+
+    def of_kind(self, probe: str) -> list[Probe]:
+        """The probes that are attached in one way."""
+        return [candidate for candidate in self.probes if candidate.probe == probe]
+
+
+def plan(request: Request, kernel: Kernel) -> Plan:
+    """The probes for a request.
+
+    Raises
+    ------
+    FunctionError
+        A function that nobody knows, or none that can be seen here.
+    """
+    made = Plan()
+    catalogue = kernel.catalogue
+    hooks = HOOKS if "nf_hook_state__hook" in kernel.macros and "bpf_nf_ctx__skb" in kernel.macros else ()
+    available = {**kernel.tracepoints, **dict.fromkeys(hooks, 0)}
+    wish = request.functions
+    asked = wish if isinstance(wish, str) else Wish(names=tuple(wish), final=frozenset(request.final))
+    chosen = select_tracepoints(asked, available, catalogue, known=kernel.functions, files=False)
+
+    if asked != "drops":  # who wants drops only, wants little cost: no program on any interface
+        for name in DIRECTIONS:
+            made.macros[f"FUNC_{name}"] = len(made.probes)
+            made.probes.append(Probe(name, "tc", name, name))
+    if any(hook in chosen.probes for hook in hooks):
+        made.macros["FUNC_netfilter"] = len(made.probes)
+        made.macros["NETFILTER_ENTRIES"] = 0
+        for number, name in enumerate(hooks):
+            entry = _is_entry(request, catalogue.tracepoints[name].entry)
+            made.macros["NETFILTER_ENTRIES"] |= entry << number
+            made.probes.append(Probe(name, catalogue.layer_of(name), "netfilter", name))
+    for name in chosen.probes:
+        if name not in hooks and not _unsafe(name, kernel, made):
+            made.probes.append(_tracepoint(name, len(made.probes), request, kernel, chosen))
+    for name in FREES:
+        made.macros[f"FUNC_{name}"] = len(made.probes)
+        made.probes.append(Probe(FREED, "skb", "tracepoint", name, "consume"))
+    _tell_what_is_missing(made, chosen)
+    return made
+
+
+def skbuff_macros(kernel: Kernel) -> dict[str, str]:
+    """Where the functions that free a packet lie, for telling from the stack who freed it; empty where it is hidden.
+
+    They are all of net/core/skbuff.c, which the linker keeps together.
+    """
+    symbols = kernel.symbols
+    spans = [span for name in SKBUFF for span in symbols.spans(name)]
+    expand = symbols.spans("pskb_expand_head")
+    if not spans or len(expand) != 1:
+        return {}
+    start, end = min(begin for begin, _ in spans), max(end for _, end in spans)
+    if end - start > SKBUFF_LARGEST:
+        return {}
+    (expand_start, expand_end) = expand[0]
+    return {
+        "SKBUFF_START": f"{start:#x}ull",
+        "SKBUFF_SIZE": f"{end - start:#x}ull",
+        "EXPAND_HEAD_START": f"{expand_start:#x}ull",
+        "EXPAND_HEAD_SIZE": f"{expand_end - expand_start:#x}ull",
+    }
+
+
+def _is_entry(request: Request, entry: str) -> bool:
+    return request.match == "every" or (request.match == "entry" and bool(entry))
+
+
+def _unsafe(name: str, kernel: Kernel, made: Plan) -> bool:
+    """A packet that may be freed already cannot be looked at: its memory may be another packet's by now."""
+    described = kernel.catalogue.tracepoints.get(name)
+    if described is None or not described.freed:
+        return False
+    made.refused.append({"name": name, "why": "the packet may be gone there", "instead": "net_dev_start_xmit"})
+    return True
+
+
+def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, chosen: Selection) -> Probe:
+    described = kernel.catalogue.tracepoints.get(name)
+    arguments = kernel.tracepoint_arguments(name)
+    kind, role = 0, ""
+    position = chosen.probes[name]
+    location = reason = NO_ARGUMENT
+    if described is not None:
+        role = described.role or ("drop" if described.drop else "consume" if described.final else "")
+        role = role or (described.entry if described.entry in ("receive", "send") else "")
+        kind |= ENTRY if _is_entry(request, described.entry) else 0
+        if described.via:
+            kind |= NEIGHBOUR
+        if described.final:
+            kind |= END
+            location = arguments.index("void *") if "void *" in arguments else NO_ARGUMENT
+            named = "enum skb_drop_reason"
+            reason = arguments.index(named) if named in arguments else NO_ARGUMENT
+    elif request.match == "every":
+        kind |= ENTRY
+    cookie = func | kind << 16 | position << 24 | location << 28 | reason << 32
+    layer = kernel.catalogue.layer_of(name)
+    return Probe(name, layer, "tracepoint", name, role, name in chosen.final, cookie)
+
+
+def _tell_what_is_missing(made: Plan, chosen: Selection) -> None:
+    made.refused.append(
+        {
+            "name": "kprobes",
+            "why": "functions are not probed on this kernel; between TC and the socket only netfilter's hooks are seen",
+            "instead": "tracepoints",
+        }
+    )
+    for name, instead in chosen.stand_ins.items():
+        made.refused.append({"name": name, "why": "not attachable on this kernel", "instead": instead})
+    for name in chosen.missing:
+        made.refused.append({"name": name, "why": "not attachable on this kernel", "instead": ""})

@@ -1,0 +1,46 @@
+"""The C of one capture: the files of `bpf/`, the filter, and one line for each probe.
+
+bcc rewrites maps and contexts only in the text it is given, not in what that text includes, so the files are
+put one behind another; a `#line` before each keeps the compiler's messages true. What differs between kernels
+and captures comes in as macros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bpfpath_nb.errors import RequirementError
+
+FILES = ("records.h", "packet.h", "identity.h", "filter", "hop.h", "probes.h")
+"""In the order of the unit; `filter` stands for what the packet filter was translated into."""
+
+
+def folder() -> Path:
+    """Where the C is: in the package (a wheel), or beside it (a checkout, an editable install).
+
+    Raises
+    ------
+    RequirementError
+        It is in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for place in (package / "bpf", package.parent / "bpf"):
+        if (place / "hop.h").is_file():
+            return place
+    raise RequirementError(
+        f"The C sources of the probes are missing beside {package}. The installation is not whole: reinstall "
+        "bpfpath_nb."
+    )
+
+
+def assemble(filter_source: str, macros: Mapping[str, int | str], probes: Sequence[str]) -> str:
+    """The compilation unit as one text."""
+    place = folder()
+    parts = [f"#define {name} {value}\n" for name, value in macros.items()]
+    for name in FILES:
+        text = filter_source if name == "filter" else (place / name).read_text()
+        parts.append(f'#line 1 "{name}"\n{text}\n')
+    parts.append('#line 1 "probes"\n')
+    parts += [f"{line}\n" for line in probes]
+    return "".join(parts)

@@ -1,0 +1,128 @@
+"""Compile and load with bcc, without kernel headers.
+
+bcc's usual trouble is that it wants the headers of the running kernel. It needs them only for what a program
+includes, and ours includes nothing: structures are read at offsets from BTF. What remains is what bcc itself
+asks for in its "kernel source" folder, and `bpf/headers` has that. The user-space headers of the distribution
+(linux-libc-dev) serve for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bpfpath_nb.errors import RequirementError, TracerError
+from bpfpath_nb.tracer import source
+from bpfpath_nb.tracer.find_bcc import import_bcc
+
+UAPI = Path("/usr/include")
+
+SCHED_CLS, RAW_TRACEPOINT, NETFILTER = 3, 17, 32
+
+
+def flags() -> list[str]:
+    """What clang is told beside bcc's own flags.
+
+    Raises
+    ------
+    RequirementError
+        The user-space kernel headers are not installed.
+    """
+    if not (UAPI / "linux/types.h").is_file():
+        raise RequirementError(
+            "The user-space headers of Linux are not installed (/usr/include/linux): bcc needs them to "
+            "compile. Install them "
+            "(Debian, Ubuntu: apt install linux-libc-dev; Fedora: dnf install kernel-headers)."
+        )
+    multiarch = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"
+    # bcc brings its own bpf.h; with the macro defined the system's copy stays out.
+    return ["-D__LINUX_BPF_H__", f"-I{UAPI}", f"-I{UAPI / multiarch}", "-Wno-everything"]
+
+
+def raise_memlock() -> None:
+    """Lift RLIMIT_MEMLOCK where that is needed and allowed.
+
+    Kernels before 5.11 count BPF memory there. Later ones do not, so that a refusal (a container without
+    CAP_SYS_RESOURCE) is no error.
+    """
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+
+
+@contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """bcc and LLVM print to standard output in places; there goes our stream."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+class Program:
+    """A compiled unit; its programs are loaded one by one.
+
+    Attributes
+    ----------
+    descriptors
+        Of every program that is loaded.
+    """
+
+    def __init__(self, text: str) -> None:
+        bcc = import_bcc()
+        os.environ["BCC_KERNEL_SOURCE"] = str(source.folder() / "headers")
+        raise_memlock()
+        self.descriptors: list[int] = []
+        try:
+            with _messages_on_stderr():
+                self._bpf = bcc.BPF(text=text.encode(), cflags=flags())
+        except Exception as error:
+            raise TracerError(
+                f"The probes do not compile or their maps cannot be made on this kernel: {error}. `bpfpath "
+                "doctor` shows what the "
+                "machine lacks; the compiler's messages are in the tracer's error output."
+            ) from error
+
+    def load(self, name: str, kind: int, attach_type: int | None = None) -> int:
+        """Load a program, each time anew; its descriptor.
+
+        Raises
+        ------
+        OSError
+            The kernel refuses it.
+        """
+        more = {} if attach_type is None else {"attach_type": attach_type}
+        with _messages_on_stderr():
+            try:
+                descriptor: int = self._bpf.load_func(name.encode(), kind, **more).fd
+            except Exception as error:
+                raise OSError(f"the kernel refuses the program {name}: {error}") from error
+        self._bpf.funcs.clear()  # else bcc would give out the same load again
+        self.descriptors.append(descriptor)
+        return descriptor
+
+    def map(self, name: str) -> Any:
+        """A map, as bcc's table."""
+        return self._bpf[name.encode()]
+
+    def consume(self) -> None:
+        """Let bcc call back for each record of the rings that were opened through it."""
+        self._bpf.ring_buffer_consume()
+
+    def close(self) -> None:
+        """Let go of programs and maps; the kernel frees them."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+        self._bpf.cleanup()
