@@ -3,15 +3,15 @@
 From the parsed headers of every snapshot to the text that `flow` shows. The same few flows come again and again, so
 text is made once for each that differs, and an address is written once.
 
-======================================  ==============================================================
-`udp 10.0.0.1:5000 > 10.0.0.2:53`       protocols with ports; IPv6 as `tcp [fd00::1]:443 > [fd00::2]:1234`
-`icmp echo request 10.0.0.1 > 10.0.0.2`   ICMP types that have a name, else `icmp type 13 code 0 ...`
-`esp fd00::1 > fd00::2`                 other IP protocols, `ip proto 200 ...` where without a name
-`udp fragment 10.0.0.1 > 10.0.0.2`      a fragment after the first, which has no ports
-`arp request 10.0.0.1 > 10.0.0.2`       who asks for whom
-`lldp 02:00:00:00:00:01 > 01:80:c2:00:00:0e`   anything else in an Ethernet frame, `0x1234 ...` without a name
-`... vlan 5`, `... vlan 5.7`            tags, from the outside in
-======================================  ==============================================================
+=======================================  ==================================================================
+`udp 10.0.0.1:5000 > 10.0.0.2:53`        protocols with ports; IPv6 as `tcp [fd00::1]:443 > [fd00::2]:1234`
+`icmp echo request 10.0.0.1 > 10.0.0.2`  ICMP types that have a name, else `icmp type 13 code 0 ...`
+`esp fd00::1 > fd00::2`                  other IP protocols, `ip proto 200 ...` where without a name
+`udp fragment 10.0.0.1 > 10.0.0.2`       a fragment after the first, which has no ports
+`arp request 10.0.0.1 > 10.0.0.2`        who asks for whom
+`lldp 02:..:01 > 01:..:0e`               anything else in an Ethernet frame, `0x1234 ...` without a name
+`... vlan 5`, `... vlan 5.7`             tags, from the outside in
+=======================================  ==================================================================
 
 What was too short, or contradicts itself, shows what could be told: `udp 10.0.0.1 > 10.0.0.2` without ports, `ip`
 without addresses.

@@ -1,0 +1,164 @@
+"""What people see: plain text and static HTML, small, whole, and safe whatever a packet or a process calls itself."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+from streams import CLIENT, DEVICES, KINDS, Capture, capture, start_record
+
+from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.errors import OptionError
+from bpfpath_nb.html.summary import summary_html
+from bpfpath_nb.recording import Recording
+from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
+from bpfpath_nb.start import StartRecord
+
+EMPTY = Capture(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
+HOSTILE = '<script>alert("x")</script>&<img src=x onerror=y>'
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds: its tags, and its text as it reads without any styling."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag != "br":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def hostile() -> Recording:
+    """A recording in which everything that others choose is hostile."""
+    made = capture(5).recording().events
+    raw = start_record(filter=HOSTILE, host=HOSTILE, release=HOSTILE, machine=HOSTILE, ladder=HOSTILE)
+    raw["reasons"] = {"8": HOSTILE, "3": HOSTILE}
+    raw["functions"] = [function | {"name": HOSTILE} for function in raw["functions"]]
+    return Recording(
+        Events.build(
+            StartRecord.from_dict(raw), dict(made.hops), made.facts,
+            processes=[(77, HOSTILE)], devices=[(*device[:2], HOSTILE) for device in DEVICES],
+            locations=[(address, HOSTILE, 0) for address in made.locations], end={"reason": HOSTILE},
+        )
+    )  # fmt: skip
+
+
+def test_a_path_reads_as_it_should():
+    made = capture(len(KINDS), seed=0)
+    number = int(np.flatnonzero(made.kinds == "filtered")[0]) + 1
+    text = made.recording().text(number)
+    head, second, columns, *hops = text.splitlines()
+    flow, outcome = f"udp 10.0.1.2:{39999 + number} > 10.0.2.2:53", "dropped: NETFILTER_DROP in nf_hook_slow"
+    assert head == f"packet {number}  {flow}  70 bytes  {outcome}"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{9} UTC  path [0-9a-f]{12}  client > router  9 hops in [0-9.]+ us", second)
+    assert columns.split() == ["since/us", "gap/us", "netns", "dev", "cpu", "function"]
+    assert [line.split()[-1] for line in hops[:-1]] == [hop[0].split(".")[0] for hop in KINDS["filtered"][:-1]]
+    assert hops[0].split()[0] == "0.000"
+    assert hops[-1].split()[-2:] == ["kfree_skb", "NETFILTER_DROP"]
+    assert all(len(line) <= 100 for line in text.splitlines())
+    since = [float(line.split()[0]) for line in hops]
+    gaps = [float(line.split()[1]) for line in hops[:-1]]
+    np.testing.assert_allclose(np.cumsum(gaps), since[1:], atol=1e-6)
+
+
+def test_all_packets_are_bounded_and_say_so():
+    recording = capture(60).recording()
+    assert recording.text().count("\npacket ") + 1 == 50
+    assert "10 more packets" in recording.text()
+    assert recording.text(limit=60).count("since/us") == 60
+    assert "more" not in recording.text(limit=60)
+
+
+def test_an_unknown_packet_is_an_error_that_says_which_there_are():
+    with pytest.raises(OptionError, match="numbered 1 to 7"):
+        capture(7).recording().text(8)
+    with pytest.raises(OptionError, match="nothing was captured"):
+        EMPTY.recording().text(1)
+    assert EMPTY.recording().text() == "no packets"
+
+
+def test_a_terminal_is_safe_from_names():
+    recording = hostile()
+    for text in (recording.text(), repr(recording)):
+        assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "recording", [EMPTY.recording(), capture(300).recording(), hostile()], ids=["empty", "full", "hostile"]
+)
+def test_the_page_is_static_and_well_formed(recording):
+    page = recording._repr_html_()
+    parsed = Page(page)
+    assert parsed.open == []
+    assert {tag for tag, _ in parsed.tags} <= {
+        "div",
+        "p",
+        "b",
+        "br",
+        "code",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
+    assert {name for _, attributes in parsed.tags for name in attributes} <= {"style", "border"}
+    assert not re.search(r"https?:|url\(", page)
+    assert len(page.encode()) < 200_000
+
+
+def test_the_page_tells_what_matters():
+    made = capture(30)
+    text = Page(made.recording()._repr_html_()).text
+    assert "udp port 53" in text
+    assert "6.18.0-test" in text
+    assert "1 refused" in text
+    assert "30 in " in text
+    for verdict in ("delivered", "dropped", "sent", "consumed", "unfinished"):
+        assert re.search(rf"\d+ {verdict}", text)
+    assert "and 10 more packets" in text
+    assert "dropped: NETFILTER_DROP in nf_hook_slow" in text
+    assert "client > router > server" in text
+
+
+def test_hostile_values_are_shown_as_they_are():
+    assert HOSTILE in Page(hostile()._repr_html_()).text
+    assert "<script" not in hostile()._repr_html_()
+
+
+def test_a_capture_shows_its_state():
+    page = Page(summary_html(capture(1).recording(), status="capturing <now>", name="Capture"))
+    assert "capturing <now>" in page.text
+    assert page.text.startswith("Capture")
+
+
+def test_the_longest_values_stay_within_the_limit():
+    made = capture(300).recording().events
+    raw = start_record(filter="(" * 100_000)
+    events = Events.build(
+        StartRecord.from_dict(raw),
+        dict(made.hops),
+        made.facts,
+        devices=[(CLIENT, 0, "n" * 100_000), (CLIENT, 2, "&" * 9999)],
+    )
+    assert len(Recording(events)._repr_html_()) < 200_000
