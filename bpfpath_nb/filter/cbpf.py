@@ -193,6 +193,11 @@ def check(program: Sequence[Instruction]) -> None:
         raise _refuse("it runs past its own end")
 
 
+def scratch_used(program: Sequence[Instruction]) -> frozenset[int]:
+    """The words of scratch memory that `program` writes."""
+    return frozenset(instruction.k for instruction in program if instruction.code in (ST, STX))
+
+
 def metadata_used(program: Sequence[Instruction]) -> tuple[str, ...]:
     """Names of the facts besides the packet's bytes that `program` asks for, in the order of first use."""
     return tuple(

@@ -70,8 +70,7 @@ def common(program: Sequence[Instruction]) -> dict[int, Load]:
     """Of these, the ones to be done up front."""
     all_loads = loads(program)
     counts = Counter(all_loads.values())
-    scratch = {instruction.k for instruction in program if instruction.code in (cbpf.ST, cbpf.STX)}
-    room = max(0, MOST - len(scratch) // 2)
+    room = max(0, MOST - len(cbpf.scratch_used(program)))
     chosen = {load for load, count in counts.most_common(room) if count >= MANY}
     return {index: load for index, load in all_loads.items() if load in chosen}
 

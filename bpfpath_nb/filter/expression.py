@@ -50,6 +50,9 @@ MAX_COST = 24000
 # No expression up to this length comes near MAX_UNOPTIMIZED (64 instructions for each three bytes of "||1").
 _SURELY_SHORT = 256
 
+MAX_SCRATCH = 8
+"""Words of scratch memory, of eight bytes each on a stack of 512 that the probes need most of."""
+
 _CONNECTIVES = frozenset({"and", "or", "&&", "||"})
 
 _LINKS: tuple[Link, ...] = ("ethernet", "raw")
@@ -224,6 +227,12 @@ class Filter:
                 )
 
     def _check_size(self) -> None:
+        words = max(len(cbpf.scratch_used(self._program(link)[0])) for link in _LINKS)
+        if words > MAX_SCRATCH:
+            raise FilterError(
+                f"The filter's arithmetic is nested too deeply: {words} values are waiting at once, and {MAX_SCRATCH} "
+                "are the most that the kernel's stack has room for. Write `a + b + c` in place of `a + (b + c)`."
+            )
         size = sum(translate.cost(*self._program(link)) for link in _LINKS)
         if size > MAX_COST:
             raise FilterError(

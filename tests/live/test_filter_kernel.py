@@ -797,7 +797,7 @@ LONGEST = {
     "IPv6 hosts": " or ".join(f"host 2001:db8:{n * 7919 % 65536:x}::{n:x}" for n in range(70)),
     "loads": " or ".join(f"ip6[{n}:4] = ip6[ip6[{n}]:2]" for n in range(90)),
     "tagged loads": "vlan and (" + " or ".join(f"udp[{n}:4] = 7" for n in range(105)) + ")",
-    "nested arithmetic": "+(".join(f"ip[{n}:4]" for n in range(15)) + ")" * 14 + " = 1",
+    "nested arithmetic": "+(".join(f"ip[{n}:4]" for n in range(9)) + ")" * 8 + " = 1",
     "arithmetic": "+".join(f"ip[{n}:4]" for n in range(240)) + " = 1",
 }
 

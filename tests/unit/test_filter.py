@@ -181,6 +181,7 @@ class TestRefusals:
             ("(" * 40000, "40,000 bytes"),
             (" or ".join(f"port {n}" for n in range(400)), "before libpcap's optimizer"),
             ("+".join(f"ip[{n}:4]" for n in range(900)) + "=1", "too long for the kernel"),
+            ("+(".join(f"ip[{n}:4]" for n in range(15)) + ")" * 14 + " = 1", "nested too deeply"),
             (" or ".join(f"ip6[{n}:4] = ip6[ip6[{n}]:2]" for n in range(130)), "instructions in the kernel"),
         ],
     )
