@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Caches that root would write into a user's checkout stay out of it.
-AS_ROOT := $(SUDO) $(if $(SUDO),env PYTHONDONTWRITEBYTECODE=1 CI="$$CI")
+AS_ROOT := $(SUDO) $(if $(SUDO),env PYTHONDONTWRITEBYTECODE=1 CI="$${CI:-}")
 
 # bcc, the packet filter compiler and the kernel's user-space headers for the tracer; the rest is for the practice network.
 DEBIAN_DEMO := python3 python3-venv python3-bpfcc libpcap0.8 linux-libc-dev \

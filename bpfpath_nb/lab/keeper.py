@@ -110,11 +110,11 @@ def _refuse_taken(names: list[str]) -> None:
 def _build(layout: Plan, entry: ledger.Entry) -> None:
     for node in layout.nodes:
         _tell(["ip", "netns", "add", node.namespace])
-        _tell(["ip", "-n", node.namespace, "link", "set", "lo", "alias", ledger.mark(entry.lab)])
+        _tell([*ledger.enter(node.namespace), "ip", "link", "set", "lo", "alias", ledger.mark(entry.lab)])
         entry.made(node.namespace)
     _tell(["ip", "-batch", "-"], layout.link_batch())
     for node in layout.nodes:
-        _tell([*enter(node.namespace), "sh"], node_script(node))
+        _tell([*ledger.enter(node.namespace), "sh"], node_script(node))
     for node in layout.nodes:
         _await_ipv6(node)
 
@@ -130,21 +130,12 @@ def _await_ipv6(node: Node) -> None:
     deadline = time.monotonic() + _LIMIT
     wanted = {interface.name for interface in node.interfaces}
     while time.monotonic() < deadline:
-        lines = _tell([*enter(node.namespace), "cat", "/proc/net/if_inet6"]).splitlines()
+        lines = _tell([*ledger.enter(node.namespace), "cat", "/proc/net/if_inet6"]).splitlines()
         fields = [line.split() for line in lines]
         if wanted <= {f[5] for f in fields if f[0].startswith("fe80") and not int(f[4], 16) & _TENTATIVE}:
             return
         time.sleep(0.002)
     raise LabError(f"the interfaces of namespace {node.namespace!r} did not get IPv6 within {_LIMIT:g} s of coming up")
-
-
-def enter(namespace: str) -> list[str]:
-    """The words that put a command into a namespace.
-
-    `nsenter` and not `ip netns exec`, which also mounts another /sys over the caller's and would hide tracefs and
-    bpffs.
-    """
-    return ["nsenter", f"--net={ledger.NETNS / namespace}", "--"]
 
 
 def _tell(command: list[str], text: str = "") -> str:
@@ -163,7 +154,7 @@ def _serve_dns(layout: Plan, role: str, lab: str) -> None:
     node = next(node for node in layout.nodes if node.role == role)
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
-            [*enter(node.namespace), *dnsmasq_command(layout, node)],
+            [*ledger.enter(node.namespace), *dnsmasq_command(layout, node)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -103,13 +103,22 @@ def take_down(content: dict[str, Any]) -> list[str]:
     return gone
 
 
+def enter(namespace: str) -> list[str]:
+    """The words that put a command into a namespace.
+
+    `nsenter` and neither `ip netns exec` nor `ip -n`, which also mount another /sys over the caller's: that hides tracefs
+    and bpffs, and fails where the root folder is no mount point (a chroot).
+    """
+    return ["nsenter", f"--net={NETNS / namespace}", "--"]
+
+
 def mark(lab: str) -> str:
     """The alias that the loopback interface of a lab's namespaces gets."""
     return f"bpfpath_nb:{lab}"
 
 
 def _is_ours(name: str, mark: str, marked: bool) -> bool:
-    shown = subprocess.run(["ip", "-n", name, "-json", "link"], capture_output=True, check=False)
+    shown = subprocess.run([*enter(name), "ip", "-json", "link"], capture_output=True, check=False)
     try:
         links = {link["ifname"]: link for link in json.loads(shown.stdout)}
     except ValueError:

@@ -30,7 +30,6 @@ import bpfpath_nb
 from bpfpath_nb.errors import BpfpathError, LabError, PrivilegeError
 from bpfpath_nb.lab import ledger
 from bpfpath_nb.lab.faults import Drop, Hook
-from bpfpath_nb.lab.keeper import enter
 from bpfpath_nb.lab.plan import Node, plan
 
 PACKAGES = {
@@ -165,7 +164,7 @@ class Lab:
         if self.closed:
             raise LabError("this lab is closed, its namespaces are gone: make a new one with Lab() or Lab.dns()")
         _require(words[0])
-        return [*enter(node.namespace), *words]
+        return [*ledger.enter(node.namespace), *words]
 
     def run(
         self,
