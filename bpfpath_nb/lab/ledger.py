@@ -106,8 +106,8 @@ def take_down(content: dict[str, Any]) -> list[str]:
 def enter(namespace: str) -> list[str]:
     """The words that put a command into a namespace.
 
-    `nsenter` and neither `ip netns exec` nor `ip -n`, which also mount another /sys over the caller's: that hides tracefs
-    and bpffs, and fails where the root folder is no mount point (a chroot).
+    `nsenter` and neither `ip netns exec` nor `ip -n`, which also mount another /sys over the caller's: that hides
+    tracefs and bpffs, and fails where the root folder is no mount point (a chroot).
     """
     return ["nsenter", f"--net={NETNS / namespace}", "--"]
 
