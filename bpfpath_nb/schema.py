@@ -128,11 +128,16 @@ LOCATIONS: Final = (
     Column("offset", "uint32", "bytes from the function's start"),
 )
 
+READS: Final = (
+    Column("packet", "uint32", "a packet that a program has read; told where no hop shows it, and without the time"),
+)
+
 SIDE_TABLES: Final = {
     "facts": FACTS,
     "processes": PROCESSES,
     "devices": DEVICES,
     "locations": LOCATIONS,
+    "reads": READS,
 }
 
 START_RECORD: Final = {

@@ -239,6 +239,7 @@ class Batch:
     processes: list[tuple[int, str]] = field(default_factory=list)
     devices: list[tuple[int, int, str]] = field(default_factory=list)
     locations: list[tuple[int, str, int]] = field(default_factory=list)
+    reads: list[tuple[int]] = field(default_factory=list)
     counters: dict[str, int] | None = None
     end: dict[str, Any] | None = None
 

@@ -130,6 +130,7 @@ class Capture:
     facts: np.ndarray
     kinds: np.ndarray
     counters: dict[str, int]
+    reads: tuple[int, ...] = ()
 
     def write(self, batches: int = 3, record: dict[str, Any] | None = None, end: bool = True) -> bytes:
         """The stream that tells it."""
@@ -140,7 +141,8 @@ class Capture:
         names["headers"][0, :4] = np.frombuffer(b"dig\0", np.uint8)
         for at, part in enumerate(np.array_split(self.events, batches)):
             facts = np.concatenate([names, self.facts]) if at == 0 else None
-            side = {} if facts is None else {"facts": facts, "devices": DEVICES, "locations": LOCATIONS}
+            side: dict[str, Any] = {} if facts is None else {"facts": facts, "devices": DEVICES, "locations": LOCATIONS}
+            side["reads"] = [(packet,) for packet in self.reads[at::batches]]
             writer.write(part, side, self.counters)
         if end:
             writer.write(end={"reason": "stopped", "time": int(self.events["time"].max(initial=MONOTONIC))})

@@ -175,12 +175,17 @@ def _snapshot_key(table: Columns | npt.NDArray[np.void]) -> npt.NDArray[np.uint6
 
 def _facts_in_use(facts: npt.NDArray[np.void], hops: Columns) -> npt.NDArray[np.void]:
     """The last snapshot told for each (packet, snapshot) that a hop refers to, in that order."""
-    facts = facts[np.argsort(_snapshot_key(facts), kind="stable")]
-    keys = _snapshot_key(facts)
+    keys, wanted = _snapshot_key(facts), _snapshot_key(hops)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
     keep = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.empty(0, bool)
-    wanted = _snapshot_key(hops)
-    wanted = wanted[np.concatenate(([True], wanted[1:] != wanted[:-1]))] if len(wanted) else wanted
-    facts = facts[keep & np.isin(keys, wanted)]
+    order, keys = order[keep], keys[keep]
+    used = np.zeros(len(keys), bool)
+    if len(keys) and len(wanted):
+        wanted = wanted[np.concatenate(([True], wanted[1:] != wanted[:-1]))]
+        found = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        used[found[keys[found] == wanted]] = True
+    facts = facts[order[used]]
     facts["time"] = 0
     facts.flags.writeable = False
     return facts

@@ -53,7 +53,8 @@ def hops_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "reason": names.reasons(events).categorical(),
         "skb": hops["skb"],
     }
-    return pd.DataFrame({column.name: columns[column.name] for column in HOPS}, index=hops_index(events))
+    # Without a copy the frame shares what the recording holds anyway; those arrays are read-only.
+    return pd.DataFrame({column.name: columns[column.name] for column in HOPS}, index=hops_index(events), copy=False)
 
 
 def hops_index(events: Events) -> pd.MultiIndex:
@@ -94,7 +95,7 @@ def timedeltas(ns: npt.NDArray[np.int64]) -> npt.NDArray[np.timedelta64]:
 
 def nullable(values: npt.NDArray[Any], missing: npt.NDArray[np.bool_] | None = None) -> Any:
     """Integers of which some are missing, in pandas' nullable dtype of the same width."""
-    return pd.arrays.IntegerArray(values.copy(), np.zeros(len(values), bool) if missing is None else missing)
+    return pd.arrays.IntegerArray(values, np.zeros(len(values), bool) if missing is None else missing)
 
 
 def _fixed(events: Events, attribute: str, values: tuple[str, ...]) -> pd.Categorical[Any]:

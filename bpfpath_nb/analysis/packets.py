@@ -95,11 +95,12 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     def is_role(name: str) -> npt.NDArray[np.bool_]:
         return np.asarray(role == _ROLES.index(name))
 
-    number, which = np.unique(hops["reason"], return_inverse=True)
-    is_drop_reason = np.array([start.is_drop_reason(int(value)) for value in number] or [False])[which.reshape(-1)]
     is_end = hops["flags"] & EVENT_FLAGS["end"] != 0
+    is_drop = is_role("drop") & is_end
+    number, which = np.unique(hops["reason"][is_drop], return_inverse=True)
+    is_drop[is_drop] = np.array([start.is_drop_reason(int(value)) for value in number], bool)[which.reshape(-1)]
     delivered = last_with(is_role("deliver") | is_end & _freed_by_reader(events))
-    dropped = last_with(is_role("drop") & is_end & is_drop_reason)
+    dropped = last_with(is_drop)
     transmitted, received = last_with(is_role("transmit")), last_with(is_role("receive"))
     ended = has_ended(events)
     last_end = np.where(ended, last_with(is_end), -1)

@@ -171,6 +171,7 @@ def _metadata(events: Events) -> dict[str, Any]:
         "processes": list(events.processes.items()),
         "devices": [(netns, ifindex, name) for (netns, ifindex), name in events.devices.items()],
         "locations": [(address, symbol, offset) for address, (symbol, offset) in events.locations.items()],
+        "reads": sorted(events.reads),
         "rows": len(events),
         "checksums": _checksums(events),
     }
@@ -279,6 +280,7 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
         processes=metadata["processes"],
         devices=metadata["devices"],
         locations=metadata["locations"],
+        reads=np.array(metadata["reads"], np.uint32).tolist(),
         counters=checked_counters(metadata["counters"]),
         end=checked_end(metadata["end"]),
     )

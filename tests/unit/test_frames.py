@@ -178,6 +178,17 @@ def test_the_rules_of_the_verdict(hops, verdict, where):
     assert (packet["verdict"], packet["where"]) == (verdict, where)
 
 
+def test_a_packet_of_which_only_the_reading_was_told_is_delivered():
+    made = capture(70, seed=9)
+    waiting = (np.flatnonzero(made.kinds == "waiting") + 1).tolist()
+    filtered = (np.flatnonzero(made.kinds == "filtered") + 1).tolist()
+    made.reads = (*waiting[:3], *filtered[:1])
+    verdict = made.recording().packets["verdict"]
+    assert set(verdict[waiting[:3]]) == {"delivered"}
+    assert set(verdict[waiting[3:]]) == {"unfinished"}
+    assert set(verdict[filtered]) == {"dropped"}
+
+
 def test_kernels_without_reasons_drop_all_the_same():
     packet = of_hops(hop("kfree_skb", ENTRY | END | LAST, reason=0), reasons={}).packets.loc[1]
     assert packet["verdict"] == "dropped"

@@ -30,9 +30,13 @@ def assert_same(one: Recording, other: Recording) -> None:
     assert repr(one) == repr(other)
 
 
+READ = capture(100)
+READ.reads = tuple((np.flatnonzero(READ.kinds == "waiting") + 1).tolist())
+
+
 @pytest.mark.parametrize(
     "made",
-    [capture(100), capture(100, lost=0.05), Made(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})],
+    [READ, capture(100, lost=0.05), Made(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})],
     ids=["whole", "lossy", "empty"],
 )
 def test_what_is_loaded_is_what_was_saved(made, tmp_path):
@@ -197,6 +201,8 @@ def test_a_newer_version_tells_to_upgrade(saved, tmp_path):
         lambda m: m.update(processes=[[1]]),
         lambda m: m.update(processes=[[1, 2]]),
         lambda m: m.update(devices=3),
+        lambda m: m.update(reads=[1 << 32]),
+        lambda m: m.update(reads="x"),
         lambda m: m.update(locations=[["a", "b", "c"]]),
         lambda m: m.update(counters={"events_lost": "many"}),
         lambda m: m.update(end="stopped"),
