@@ -248,6 +248,7 @@ PACKETS: Final = (
 
 QUALITY: Final = (
     Column("events_lost", "int", "events that found the event ring full"),
+    Column("events_over", "int", "events that came after `max_events` was reached, and were not kept"),
     Column("facts_lost", "int", "headers snapshots and process names that found their ring full"),
     Column("packets_untracked", "int", "packets that matched but could not be followed, too many were under way"),
     Column("probe_misses", "int", "probe hits that the kernel skipped"),

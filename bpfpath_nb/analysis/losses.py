@@ -6,8 +6,8 @@ time may lack a hop. A packet is alive from its first hop until its last, or unt
 end was not seen; one whose entry was not seen (its first hop is not flagged `entry`) has lost its beginning in any
 case.
 
-What was lost after a CPU's last event leaves no jump. The counter `events_lost` tells how much there was in all, and
-where it exceeds the jumps, every packet that was not seen to end is taken as touched.
+What was lost after a CPU's last event leaves no jump. The counters `events_lost` and `events_over` tell how much
+there was in all, and where they exceed the jumps, every packet that was not seen to end is taken as touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import EVENT_FLAGS, VERDICTS
 
-LOSS_COUNTERS: Final = ("events_lost", "facts_lost", "packets_untracked", "probe_misses")
+LOSS_COUNTERS: Final = ("events_lost", "events_over", "facts_lost", "packets_untracked", "probe_misses")
 """The counters of schema.COUNTERS that must be 0 for a capture to be whole."""
 
 
@@ -66,7 +66,7 @@ def complete(events: Events) -> npt.NDArray[np.bool_]:
     entered = np.asarray(flags[events.first] & EVENT_FLAGS["entry"] != 0)
     ended = has_ended(events)
     begin, end, count = lost_between(events)
-    if events.counters.get("events_lost", 0) > count:
+    if events.counters.get("events_lost", 0) + events.counters.get("events_over", 0) > count:
         entered &= ended
     if not len(begin):
         return entered

@@ -114,6 +114,7 @@ def loss_lines(recording: Recording) -> list[str]:
     quality = recording.quality
     told = {
         "events_lost": "events were lost, the ring was full: {} packets may lack hops".format(quality["incomplete"]),
+        "events_over": "events came after `max_events` was reached and were not kept",
         "facts_lost": "headers or process names were lost: some flows and names are unknown",
         "packets_untracked": "matching packets were not followed, too many were under way",
         "probe_misses": "probe hits were skipped by the kernel",

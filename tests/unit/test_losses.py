@@ -52,9 +52,10 @@ def test_the_gaps_are_where_the_events_are_missing():
     ]
 
 
-def test_a_loss_after_the_last_event_marks_what_had_not_ended():
+@pytest.mark.parametrize("counter", ["events_lost", "events_over"])
+def test_a_loss_after_the_last_event_marks_what_had_not_ended(counter):
     made = capture(50, seed=4)
-    made.counters["events_lost"] = 3
+    made.counters[counter] = 3
     packets = made.recording().packets
     assert (packets["complete"] == (packets["verdict"] != "unfinished")).all()
 
@@ -66,7 +67,7 @@ def test_a_packet_without_its_entry_has_lost_its_beginning():
     assert packets.index[~packets["complete"]].tolist() == [5]
 
 
-@pytest.mark.parametrize("counter", ["events_lost", "facts_lost", "packets_untracked", "probe_misses"])
+@pytest.mark.parametrize("counter", ["events_lost", "events_over", "facts_lost", "packets_untracked", "probe_misses"])
 def test_each_loss_is_loud(counter):
     made = capture(5)
     made.counters[counter] = 41
