@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from bpfpath_nb import tracers
 from bpfpath_nb.lab import Lab
 
 SESSION = "BPFPATH_TEST_SESSION"
@@ -62,6 +63,7 @@ def leaves_nothing() -> Iterator[None]:
     """Fail a test that leaves anything of ours on the machine."""
     before = look()
     yield
+    tracers.close_idle()  # one may wait for the next capture; that is no leftover
     deadline = time.monotonic() + PATIENCE
     while left := leftovers(before, look()):
         if time.monotonic() > deadline:
