@@ -320,6 +320,8 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path->pid = pid;
 		send_process(state, pid, now);
 	}
+	if (!place.netns)
+		place.netns = path->netns; /* TCP takes the device off; the packet is where it was */
 	path->seen = now;
 	path->func = where.func;
 	path->protocol = protocol;
@@ -355,6 +357,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
 	struct freer freer = {};
+	struct place place = {};
 	struct path *path;
 	struct path copy;
 	u64 skb = address;
@@ -392,7 +395,9 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 	if (copy.ignored)
 		return 0;
 	where.location = freer.location;
-	send_event(state, &copy, bpf_ktime_get_ns(), skb, &where, EVENT_END | EVENT_LAST);
+	place.netns = copy.netns;
+	if (namespace_wanted(&place))
+		send_event(state, &copy, bpf_ktime_get_ns(), skb, &where, EVENT_END | EVENT_LAST);
 	return 0;
 }
 

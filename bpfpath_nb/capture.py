@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from bpfpath_nb import tracers
 from bpfpath_nb.analysis.events import Collector
@@ -269,8 +269,7 @@ class Capture(RecordingViews):
         self.stop()
 
     def _has_limit(self) -> bool:
-        options: dict[str, Any] = self._collector.start.raw.get("options", {})
-        return any(options.get(name) is not None for name in ("duration", "packets"))
+        return any(self._collector.start.options.get(name) is not None for name in ("duration", "packets"))
 
     def _abandon(self) -> None:
         tracer, self._tracer = self._tracer, None

@@ -58,6 +58,7 @@ class StartRecord:
     refused: tuple[Refused, ...]
     reasons: dict[int, str]
     readers: frozenset[str]
+    options: dict[str, Any]
     monotonic: int
     realtime: int
     error: dict[str, str] | None
@@ -107,6 +108,7 @@ class StartRecord:
                 for entry in _list(raw, "refused", 65536)
             ),
             reasons=_reasons(raw.get("reasons", {})),
+            options=_object(raw.get("options", {}), "options"),
             readers=frozenset(str(name) for name in _list(raw, "readers", 65536)),
             monotonic=_integer(clock, "monotonic", 0, TIME_LIMIT, None if error is None else 0),
             realtime=_integer(clock, "realtime", 0, TIME_LIMIT, None if error is None else 0),

@@ -11,7 +11,8 @@ dropped      an sk_buff of it was freed (flag `end`) by a function of the role `
              it was used as meant. Kernels before 5.17 give no reason; there each such end is a drop.
 sent         its end was seen, and after the last hop that handed it to a driver (`transmit`) no driver handed it up
              again (`receive`): it left this machine, or what we see of it. Across a veth pair it is received again,
-             so it goes on.
+             so it goes on. A capture of some namespaces only does not see the end of what left them; there handing it
+             to a driver is enough.
 consumed     its end was seen otherwise: a protocol or a local process used it up, such as an ARP request.
 unfinished   its end was not seen: it waits in a queue, the capture stopped before, or the event was lost (see
              `complete`).
@@ -105,7 +106,8 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     ended = has_ended(events)
     last_end = np.where(ended, last_with(is_end), -1)
     read = np.isin(events.packets, np.array(sorted(events.reads), np.uint32))
-    cases = [delivered >= 0, dropped >= 0, read, ended & (transmitted > received), ended]
+    left = ended | bool(start.options.get("namespaces"))
+    cases = [delivered >= 0, dropped >= 0, read, left & (transmitted > received), ended]
     verdict = np.select(cases, [0, 1, 0, 2, 3], 4).astype(np.int8)
     deciding = np.select(cases, [delivered, dropped, events.last, transmitted, last_end], events.last)
     # An end without the flag `end` before it cannot be, but the stream is not to be trusted.

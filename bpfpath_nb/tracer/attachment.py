@@ -7,10 +7,11 @@ attempt fails: what was attached until then goes the same way.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import ExitStack
 from typing import Any
 
-from bpfpath_nb.errors import InterfaceError
+from bpfpath_nb.errors import InterfaceError, RequirementError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
@@ -27,13 +28,32 @@ from bpfpath_nb.tracer.toolchain import NETFILTER, RAW_TRACEPOINT, SCHED_CLS, Pr
 
 PAGE = 4096
 TRACKED_PACKETS = 65536
+OLDEST = (5, 8)
 
 COOKIES = "bpf_raw_tp_link__cookie"
 """The macro that a kernel has whose tracepoints take a cookie."""
 
 
+def check_release(release: str) -> None:
+    """Refuse a kernel without ring buffers, the first thing that cannot be done without."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST:
+        raise RequirementError(
+            f"Kernel {release} is too old: BPF ring buffers came with {OLDEST[0]}.{OLDEST[1]}. Boot a newer "
+            "kernel, or trace "
+            "on another host with on='ssh://root@host'. What others have recorded can be loaded here all the same."
+        )
+
+
 def unit(request: Request, kernel: Kernel) -> tuple[str, probes.Plan]:
-    """The C of a capture, and the plan that it follows."""
+    """The C of a capture, and the plan that it follows.
+
+    Raises
+    ------
+    RequirementError
+        The kernel is too old, or has no BTF.
+    """
+    check_release(kernel.release)
     plan = probes.plan(request, kernel)
     macros: dict[str, int | str] = {**kernel.macros, **plan.macros}
     macros["EVENTS_PAGES"] = request.events_ring // PAGE
