@@ -14,6 +14,7 @@ the moment.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from bpfpath_nb import tracers
 from bpfpath_nb.analysis.events import Collector
@@ -254,10 +255,10 @@ class Capture(RecordingViews):
                 tracer.say({"stop": True})
             clean = self._stream.ended.wait(END_WITHIN) and self._stream.error is None
             if clean:
+                self._stream.join()
                 tracers.release(tracer)
             else:
-                tracer.close(patience=0.5)
-            self._stream.join()
+                self._stream.abandon()
         return self
 
     def __enter__(self) -> Self:
@@ -274,8 +275,7 @@ class Capture(RecordingViews):
     def _abandon(self) -> None:
         tracer, self._tracer = self._tracer, None
         if tracer is not None:
-            tracer.close(patience=2.0)
-            self._stream.join()
+            self._stream.abandon()
 
     def __repr__(self) -> str:
         return f"Capture({self._collector.start.filter!r}) {self.status}\n{self.recording!r}"
@@ -289,12 +289,16 @@ class Capture(RecordingViews):
 class _Stream:
     """The thread that reads a capture's stream. It holds no reference to the capture."""
 
+    running: ClassVar[set[_Stream]] = set()
+
     def __init__(self, tracer: tracers.TracerProcess) -> None:
+        self._tracer = tracer
         self.armed = threading.Event()
         self.ended = threading.Event()
         self.ended_at: float | None = None
         self.collector: Collector | None = None
         self.error: BpfpathError | None = None
+        self.running.add(self)
         self._thread = threading.Thread(
             target=self._read, args=(tracer.output,), name="bpfpath_nb capture", daemon=True
         )
@@ -318,12 +322,29 @@ class _Stream:
             self.error = error
         finally:
             self.ended_at = time.monotonic()
+            self.running.discard(self)
             self.ended.set()
             self.armed.set()
 
     def join(self) -> None:
         """Wait for the thread; its source has ended."""
         self._thread.join(5.0)
+
+    def abandon(self) -> None:
+        """End the tracer, and the thread with it."""
+        self._tracer.end(patience=2.0)
+        self.join()
+        self._tracer.close()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End what was forgotten: a thread in the middle of Arrow's code would not survive the end of the interpreter."""
+    for stream in list(_Stream.running):
+        stream.abandon()
+
+
+os.register_at_fork(after_in_child=_Stream.running.clear)  # they are the parent's
 
 
 def _check_filter(expression: object) -> None:

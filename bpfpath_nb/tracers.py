@@ -93,10 +93,9 @@ class TracerProcess:
         """Whether it still runs."""
         return self._process.poll() is None
 
-    def close(self, patience: float = 5.0) -> None:
-        """End it: close its input, and kill it where that does not help."""
+    def end(self, patience: float = 5.0) -> None:
+        """End it: close its input, and kill it where that does not help. What it has sent can still be read."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -104,6 +103,11 @@ class TracerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def close(self) -> None:
+        """End it, and let go of all that belongs to it. Nobody may be reading from it."""
+        assert self._process.stdout is not None
+        self.end()
         self._process.stdout.close()
         self._errors.close()
 
