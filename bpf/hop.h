@@ -10,6 +10,7 @@
 /* What a probe is, known when it is compiled. */
 #define KIND_ENTRY     1 /* the filter runs here */
 #define KIND_END       2 /* the sk_buff is freed here */
+#define KIND_EXPAND    8 /* the sk_buff gets a buffer of its own (pskb_expand_head) */
 #define KIND_NEIGHBOUR 4 /* the sk_buff has to be found through a neighbour */
 
 /* Inode numbers of namespaces come from the upper end (PROC_DYNAMIC_FIRST and the fixed ones just below it).
@@ -340,6 +341,10 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	}
 	if (namespace_wanted(&place))
 		send_event(state, path, now, skb, &where, flags);
+	if (where.kind & KIND_EXPAND && flags & EVENT_CLONE && !moved.update(&skb, path)) {
+		COUNT(&state->moved);
+		COUNT(&state->tagged);
+	}
 	if (flags & EVENT_LAST)
 		path_remove(state, head);
 	return 0;

@@ -19,9 +19,11 @@
  *what was acknowledged. The allocator reports them: the entry goes when kfree or kmem_cache_free is given the
  *buffer, and the stack tells who did it.
  *
- * A packet may outlive its buffer: pskb_expand_head() copies the data to a larger one and frees the first.
- *When that is on the stack, the entry waits in `moved`, under the sk_buff's address, until the sk_buff is
- *seen with its new buffer, or is freed itself.
+ * A packet may outlive its buffer: pskb_expand_head() copies the data to a larger one and lets go of the
+ *first. The entry then waits in `moved`, under the sk_buff's address, until the sk_buff is seen with its new
+ *buffer, or is freed itself. Where pskb_expand_head() can be probed, that is how it is noticed, and where the
+ *first buffer stays with a clone (what TCP keeps to send again) both carry the number on; else the
+ *allocator's call with pskb_expand_head() on the stack tells.
  */
 
 struct path {
@@ -53,15 +55,12 @@ static __always_inline struct path *path_of(struct state *state, u64 skb, u64 he
 	path = moved.lookup(&skb);
 	if (!path)
 		return 0;
-	struct path copy = *path;
-	if (moved.delete(&skb))
-		return 0; /* another CPU was faster */
-	__sync_fetch_and_add(&state->moved, -1);
-	if (skb_map.update(&head, &copy)) {
-		__sync_fetch_and_add(&state->tagged, -1);
+	if (skb_map.update(&head, path)) {
 		COUNT(&state->untracked);
 		return 0;
 	}
+	if (!moved.delete(&skb))
+		__sync_fetch_and_add(&state->moved, -1);
 	return skb_map.lookup(&head);
 }
 

@@ -97,6 +97,42 @@ int tracepoint(struct bpf_raw_tracepoint_args *ctx)
 		return tracepoint_hop(ctx, cookie);                                                          \
 	}
 
+/* Kernel functions. One program for all: the cookie says which it is, and which register holds the packet. */
+#ifdef HAVE_KPROBES
+#ifdef bpf_trace_run_ctx__bpf_cookie
+#ifndef bpf_raw_tp_link__cookie
+static u64 (*attach_cookie)(void *ctx) = (void *)174; /* BPF_FUNC_get_attach_cookie */
+#endif
+#else
+BPF_HASH(kprobe_cookies, u64, u64, 16384); /* by the address of the breakpoint */
+#endif
+
+int kprobe(u64 *ctx)
+{
+#ifdef bpf_trace_run_ctx__bpf_cookie
+	u64 cookie = attach_cookie(ctx);
+#else
+	u64 address = ctx[REGISTER_IP / 8];
+	u64 *known = kprobe_cookies.lookup(&address);
+	u64 cookie;
+
+	if (!known)
+		return 0;
+	cookie = *known;
+#endif
+	u32 number = COOKIE_SKB(cookie);
+	u32 place = number == 0	  ? REGISTER_0
+		    : number == 1 ? REGISTER_1
+		    : number == 2 ? REGISTER_2
+		    : number == 3 ? REGISTER_3
+				  : REGISTER_4;
+	/* Read as memory: which register it is, is not known when the program is checked. */
+	u64 skb = read_pointer((u64)ctx, place);
+
+	return hop(0, skb, WHERE(COOKIE_FUNC(cookie), COOKIE_KIND(cookie), 0, 0));
+}
+#endif
+
 /* kfree(call_site, pointer) and kmem_cache_free(call_site, pointer, ...) */
 #ifdef FUNC_kfree
 int freed_kfree(struct bpf_raw_tracepoint_args *ctx)

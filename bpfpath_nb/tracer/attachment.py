@@ -7,6 +7,7 @@ attempt fails: what was attached until then goes the same way.
 from __future__ import annotations
 
 import os
+import platform
 import re
 from contextlib import ExitStack
 from typing import Any
@@ -18,17 +19,21 @@ from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
 from bpfpath_nb.tracer import probes, source, tc
 from bpfpath_nb.tracer.counters import Counters
 from bpfpath_nb.tracer.deliveries import Deliveries
+from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type, registers
 from bpfpath_nb.tracer.netfilter import Hooks
 from bpfpath_nb.tracer.places import Change, Namespace, Places
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.ring import Ring
 from bpfpath_nb.tracer.syscall import NETFILTER as NETFILTER_ATTACH
 from bpfpath_nb.tracer.syscall import has_fetch_add, raw_tracepoint_open
-from bpfpath_nb.tracer.toolchain import NETFILTER, RAW_TRACEPOINT, SCHED_CLS, Program
+from bpfpath_nb.tracer.toolchain import KPROBE, NETFILTER, RAW_TRACEPOINT, SCHED_CLS, Program
 
 PAGE = 4096
 TRACKED_PACKETS = 65536
 OLDEST = (5, 8)
+
+TOWARDS_SOCKETS = ("nf_input", "__udp_enqueue_schedule_skb", "sock_queue_rcv_skb_reason", "sock_queue_rcv_skb")
+"""Where a datagram is seen last before it waits for its reader."""
 
 COOKIES = "bpf_raw_tp_link__cookie"
 """The macro that a kernel has whose tracepoints take a cookie."""
@@ -45,7 +50,7 @@ def check_release(release: str) -> None:
         )
 
 
-def unit(request: Request, kernel: Kernel) -> tuple[str, probes.Plan]:
+def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tuple[str, probes.Plan]:
     """The C of a capture, and the plan that it follows.
 
     Raises
@@ -54,7 +59,7 @@ def unit(request: Request, kernel: Kernel) -> tuple[str, probes.Plan]:
         The kernel is too old, or has no BTF.
     """
     check_release(kernel.release)
-    plan = probes.plan(request, kernel)
+    plan = probes.plan(request, kernel, with_kprobes=with_kprobes)
     macros: dict[str, int | str] = {**kernel.macros, **plan.macros}
     macros["EVENTS_PAGES"] = request.events_ring // PAGE
     macros["FACTS_PAGES"] = request.facts_ring // PAGE
@@ -70,11 +75,17 @@ def unit(request: Request, kernel: Kernel) -> tuple[str, probes.Plan]:
         macros["ONLY_NAMESPACES"] = 1
     if request.interfaces is not None:
         macros["ONLY_INTERFACES"] = 1
+    if plan.of_kind("kprobe"):
+        macros |= {"HAVE_KPROBES": 1, **registers(kernel.macros, platform.machine())}
     lines = []
     if COOKIES not in kernel.macros:
         tracepoints = [probe for probe in plan.of_kind("tracepoint") if probe.target not in probes.FREES]
         lines = [f"TRACEPOINT({probe.name}, {probe.cookie}ull)" for probe in tracepoints]
     return source.assemble(Filter(request.filter).c_source(), macros, lines), plan
+
+
+class _NoKprobesError(Exception):
+    """The kernel has kprobes, and lets us have none."""
 
 
 class Attachment:
@@ -110,10 +121,12 @@ class Attachment:
         self._request = request
         self._kernel = kernel
         self._undo = ExitStack()
-        self.devices: list[tuple[int, int, str]] = []
-        self.counted: list[int] = []
         try:
-            self._attach()
+            try:
+                self._attach(with_kprobes=perf_type() is not None)
+            except _NoKprobesError:
+                self.close()
+                self._attach(with_kprobes=False)
         except BaseException:
             self.close()
             raise
@@ -131,7 +144,10 @@ class Attachment:
             "refused": self._refused,
             "reasons": {str(number): name for number, name in self._kernel.reasons.items()},
             "readers": sorted(self._kernel.catalogue.readers),
-            "ladder": {"functions": "tracepoint", "tc": self._tc.kind if self._tc else "none"},
+            "ladder": {
+                "functions": self._kprobes.kind if self._kprobes else "tracepoint",
+                "tc": self._tc.kind if self._tc else "none",
+            },
         }
 
     def look_around(self, seen: set[int]) -> None:
@@ -149,11 +165,13 @@ class Attachment:
 
     # -- the steps of attaching
 
-    def _attach(self) -> None:
+    def _attach(self, *, with_kprobes: bool) -> None:
         request = self._request
+        self.devices: list[tuple[int, int, str]] = []
+        self.counted: list[int] = []
         self._looked_for: set[int] = {0}
         self._has_cookies = COOKIES in self._kernel.macros
-        text, self._plan = unit(request, self._kernel)
+        text, self._plan = unit(request, self._kernel, with_kprobes=with_kprobes)
         self._refused = self._plan.refused
         self._places = Places(request.namespaces)
         self._undo.callback(self._places.close)
@@ -169,10 +187,11 @@ class Attachment:
             table = self._program.map("wanted_namespaces")
             for inum in self._places.known:
                 table[table.Key(inum)] = table.Leaf(1)
+        self._attach_kprobes()
         self._attach_tracepoints()
         self._attach_netfilter()
         self._attach_tc()
-        towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name == "nf_input"]
+        towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name in TOWARDS_SOCKETS]
         self.deliveries = Deliveries(self._program, towards_sockets)
 
     def _check_interfaces(self) -> None:
@@ -184,6 +203,36 @@ class Attachment:
                 f"There is no network interface {missing[0][:64]!r} in the namespaces that are traced. There are: "
                 f"{', '.join(sorted(there)[:20])}. `ip link` shows them; in another namespace: `ip -n NAMESPACE link`."
             )
+
+    def _attach_kprobes(self) -> None:
+        self._kprobes: Kprobes | None = None
+        planned = self._plan.of_kind("kprobe")
+        if not planned:
+            return
+        symbols = self._kernel.symbols
+        targets = []
+        for probe in planned:
+            addresses = [address for name in symbols.variants(probe.target) for address in symbols.addresses(name)]
+            if addresses:
+                targets.append(Target(probe.target, tuple(dict.fromkeys(addresses)), probe.cookie))
+            else:
+                self._refuse(probe.target, OSError("inlined by the compiler, or in a module that is not loaded"))
+
+        def load(attach_type: int | None) -> int:
+            return self._program.load("kprobe", KPROBE, attach_type)
+
+        def set_cookie(address: int, cookie: int) -> None:
+            table = self._program.map("kprobe_cookies")
+            table[table.Key(address)] = table.Leaf(cookie)
+
+        carried = "bpf_trace_run_ctx__bpf_cookie" in self._kernel.macros
+        self._kprobes = Kprobes(load, None if carried else set_cookie)
+        self._undo.callback(self._kprobes.close)
+        for name, why in self._kprobes.attach(targets).items():
+            self._refuse(name, OSError(why))
+        if self._kprobes.program is None:
+            raise _NoKprobesError
+        self.counted.append(self._kprobes.program)
 
     def _attach_tracepoints(self) -> None:
         for probe in self._plan.of_kind("tracepoint"):

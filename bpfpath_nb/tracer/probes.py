@@ -1,9 +1,11 @@
 """Which probes a capture gets on this kernel: the plan, made before anything is compiled.
 
-The ladder of design has kprobes on its upper rungs. On its last rung there is what every kernel with BPF has:
-raw tracepoints that are given a packet. They show receiving, queueing, sending, dropping; between an interface
-and a socket they show nothing, and there the hooks of netfilter help, where the kernel lets BPF programs in
-(6.4). TC programs come on every rung: there the filter is asked, with all of the packet at hand.
+The ladder's upper rungs are kprobes on the functions of the catalogue, or on whichever were asked for
+(`kprobes`). A few tracepoints come along there all the same: they alone tell why a packet was dropped, and they
+stand in for functions that are inlined. On the last rung there is what every kernel with BPF has, raw
+tracepoints that are given a packet. They show receiving, queueing, sending, dropping; between an interface and
+a socket they show nothing, and there the hooks of netfilter help, where the kernel lets BPF programs in (6.4).
+TC programs come on every rung: there the filter is asked with all of the packet at hand.
 
 A probe is known by its position in the plan: that is `func` of its events.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bpfpath_nb.kernel import Kernel, Selection, select_tracepoints
+from bpfpath_nb.kernel import SETS, Kernel, Selection, select, select_tracepoints
 from bpfpath_nb.kernel.sets import Request as Wish
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.tc import DIRECTIONS
@@ -25,6 +27,14 @@ FREES = ("kfree", "kmem_cache_free")
 FREED = "skb_free_head"
 """What such an end is called: which of the two frees a buffer depends on its size only."""
 
+ENDS = ("kfree_skb", "consume_skb")
+"""Tracepoints that report an end; they come with every plan."""
+STEADY = ("netif_receive_skb", "net_dev_start_xmit", "skb_copy_datagram_iovec")
+"""Tracepoints that tell what becomes of a packet (`role`), on every kernel alike."""
+EXPANDS = "pskb_expand_head"
+"""The function that gives a packet another buffer: identity.h wants to know of it."""
+LAST_REGISTER = 4
+
 SKBUFF = (
     "skb_release_data", "pskb_expand_head", "__kfree_skb", "consume_skb", "napi_consume_skb", "kfree_skb_partial",
     "skb_attempt_defer_free", "kfree_skbmem", "skb_free_head", "__consume_stateless_skb",
@@ -34,7 +44,7 @@ SKBUFF_LARGEST = 1 << 20
 """All of that file's functions take less, in bytes; more means that the linker has scattered them."""
 
 # bpf/hop.h and bpf/probes.h
-ENTRY, END, NEIGHBOUR = 1, 2, 4
+ENTRY, END, NEIGHBOUR, EXPAND = 1, 2, 4, 8
 NO_ARGUMENT = 15
 
 
@@ -85,8 +95,15 @@ class Plan:
         return [candidate for candidate in self.probes if candidate.probe == probe]
 
 
-def plan(request: Request, kernel: Kernel) -> Plan:
+def plan(request: Request, kernel: Kernel, *, with_kprobes: bool) -> Plan:
     """The probes for a request.
+
+    Parameters
+    ----------
+    request, kernel
+        What is asked for, and of which kernel.
+    with_kprobes
+        Whether functions can be probed.
 
     Raises
     ------
@@ -94,17 +111,68 @@ def plan(request: Request, kernel: Kernel) -> Plan:
         A function that nobody knows, or none that can be seen here.
     """
     made = Plan()
-    catalogue = kernel.catalogue
-    hooks = HOOKS if "nf_hook_state__hook" in kernel.macros and "bpf_nf_ctx__skb" in kernel.macros else ()
-    available = {**kernel.tracepoints, **dict.fromkeys(hooks, 0)}
-    wish = request.functions
-    asked = wish if isinstance(wish, str) else Wish(names=tuple(wish), final=frozenset(request.final))
-    chosen = select_tracepoints(asked, available, catalogue, known=kernel.functions, files=False)
-
-    if asked != "drops":  # who wants drops only, wants little cost: no program on any interface
+    if request.functions != "drops":  # who wants drops only, wants little cost: no program on any interface
         for name in DIRECTIONS:
             made.macros[f"FUNC_{name}"] = len(made.probes)
             made.probes.append(Probe(name, "tc", name, name))
+    if with_kprobes and request.functions != "drops":
+        _plan_functions(made, request, kernel)
+    else:
+        _plan_tracepoints(made, request, kernel)
+    for name in FREES:
+        made.macros[f"FUNC_{name}"] = len(made.probes)
+        made.probes.append(Probe(FREED, "skb", "tracepoint", name, "consume"))
+    return made
+
+
+def _wish(request: Request) -> str | Wish:
+    wish = request.functions
+    return wish if isinstance(wish, str) else Wish(names=tuple(wish), final=frozenset(request.final))
+
+
+def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
+    """Kprobes, and the tracepoints that belong to them."""
+    catalogue = kernel.catalogue
+    tracepoints = catalogue.tracepoints
+    wish = _wish(request)
+    extra: list[str] = []
+    if isinstance(wish, Wish):
+        extra = [name for name in wish.names if name in kernel.tracepoints and name not in kernel.functions]
+        wish = Wish(names=tuple(name for name in wish.names if name not in extra), final=wish.final)
+    in_register = {name: register for name, register in kernel.functions.items() if register <= LAST_REGISTER}
+    chosen = Selection({})
+    if not isinstance(wish, Wish) or wish.names:
+        chosen = select(wish, in_register, catalogue, symbols=frozenset(kernel.symbols.names()), files=False)
+    ends = {name for name in ENDS for name in tracepoints[name].functions}
+    for name, register in chosen.probes.items():
+        if name in ends or name == EXPANDS:
+            continue  # the tracepoint shows the same, and the reason; the other comes below
+        described = catalogue.find(name)
+        kind = ENTRY if _is_entry(request, described.entry if described else "") else 0
+        made.probes.append(_function(name, len(made.probes), kind, register, kernel, name in chosen.final))
+    if EXPANDS in in_register:
+        made.probes.append(_function(EXPANDS, len(made.probes), EXPAND, in_register[EXPANDS], kernel, False))
+    shown = {probe.name for probe in made.probes}
+    for name, position in kernel.tracepoints.items():
+        described_tracepoint = tracepoints.get(name)
+        stands_alone = described_tracepoint is not None and not shown & set(described_tracepoint.functions)
+        wanted = name in (*ENDS, *STEADY, *extra) or (request.functions in SETS and stands_alone)
+        if wanted and not _unsafe(name, kernel, made):
+            made.probes.append(_tracepoint(name, len(made.probes), request, kernel, position, name in chosen.final))
+    _tell_what_is_missing(made, chosen)
+
+
+def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, final: bool) -> Probe:
+    cookie = func | kind << 16 | register << 24
+    return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, "", final, cookie)
+
+
+def _plan_tracepoints(made: Plan, request: Request, kernel: Kernel) -> None:
+    """Tracepoints, and netfilter's hooks between them."""
+    catalogue = kernel.catalogue
+    hooks = HOOKS if "nf_hook_state__hook" in kernel.macros and "bpf_nf_ctx__skb" in kernel.macros else ()
+    available = {**kernel.tracepoints, **dict.fromkeys(hooks, 0)}
+    chosen = select_tracepoints(_wish(request), available, catalogue, known=kernel.functions, files=False)
     if any(hook in chosen.probes for hook in hooks):
         made.macros["FUNC_netfilter"] = len(made.probes)
         made.macros["NETFILTER_ENTRIES"] = 0
@@ -112,14 +180,13 @@ def plan(request: Request, kernel: Kernel) -> Plan:
             entry = _is_entry(request, catalogue.tracepoints[name].entry)
             made.macros["NETFILTER_ENTRIES"] |= entry << number
             made.probes.append(Probe(name, catalogue.layer_of(name), "netfilter", name))
-    for name in chosen.probes:
+    for name, position in chosen.probes.items():
         if name not in hooks and not _unsafe(name, kernel, made):
-            made.probes.append(_tracepoint(name, len(made.probes), request, kernel, chosen))
-    for name in FREES:
-        made.macros[f"FUNC_{name}"] = len(made.probes)
-        made.probes.append(Probe(FREED, "skb", "tracepoint", name, "consume"))
+            made.probes.append(_tracepoint(name, len(made.probes), request, kernel, position, name in chosen.final))
+    if request.functions != "drops":
+        why = "functions cannot be probed on this kernel; between TC and the socket only netfilter's hooks are seen"
+        made.refused.append({"name": "kprobes", "why": why, "instead": "tracepoints"})
     _tell_what_is_missing(made, chosen)
-    return made
 
 
 def skbuff_macros(kernel: Kernel) -> dict[str, str]:
@@ -157,11 +224,10 @@ def _unsafe(name: str, kernel: Kernel, made: Plan) -> bool:
     return True
 
 
-def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, chosen: Selection) -> Probe:
+def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position: int, final: bool) -> Probe:
     described = kernel.catalogue.tracepoints.get(name)
     arguments = kernel.tracepoint_arguments(name)
     kind, role = 0, ""
-    position = chosen.probes[name]
     location = reason = NO_ARGUMENT
     if described is not None:
         role = described.role or ("drop" if described.drop else "consume" if described.final else "")
@@ -178,18 +244,11 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, chosen: 
         kind |= ENTRY
     cookie = func | kind << 16 | position << 24 | location << 28 | reason << 32
     layer = kernel.catalogue.layer_of(name)
-    return Probe(name, layer, "tracepoint", name, role, name in chosen.final, cookie)
+    return Probe(name, layer, "tracepoint", name, role, final, cookie)
 
 
 def _tell_what_is_missing(made: Plan, chosen: Selection) -> None:
-    made.refused.append(
-        {
-            "name": "kprobes",
-            "why": "functions are not probed on this kernel; between TC and the socket only netfilter's hooks are seen",
-            "instead": "tracepoints",
-        }
-    )
     for name, instead in chosen.stand_ins.items():
-        made.refused.append({"name": name, "why": "not attachable on this kernel", "instead": instead})
+        made.refused.append({"name": name, "why": "not on this kernel", "instead": instead})
     for name in chosen.missing:
-        made.refused.append({"name": name, "why": "not attachable on this kernel", "instead": ""})
+        made.refused.append({"name": name, "why": "not on this kernel", "instead": ""})

@@ -23,7 +23,7 @@ from bpfpath_nb.tracer.find_bcc import import_bcc
 
 UAPI = Path("/usr/include")
 
-SCHED_CLS, RAW_TRACEPOINT, NETFILTER = 3, 17, 32
+KPROBE, SCHED_CLS, RAW_TRACEPOINT, NETFILTER = 2, 3, 17, 32
 
 
 def flags() -> list[str]:

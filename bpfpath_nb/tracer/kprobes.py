@@ -1,0 +1,225 @@
+"""Kernel functions, by kprobes: the upper rungs of the ladder.
+
+There is one program for all functions; each hit tells by a cookie which function it is and in which register the packet
+lies. Two ways lead there, the better one that the kernel takes is used:
+
+- kprobe.multi: one BPF link for all functions, through ftrace (5.18, where CONFIG_FPROBE is on). A link is
+refused as a whole when one function in it cannot be traced, so a refused list is halved until the culprits are
+found; with tracefs at hand they are known before.
+- single kprobes: a perf event for each function. Each costs the kernel some waiting for RCU when it goes, so
+many are opened and closed at once by several threads.
+
+Functions are given by address: a name may stand for several copies, and all of them are meant. Kernels before
+5.15 give perf events no cookie; there the program looks its address up (`kprobe_cookies`). The address it sees
+is that of the breakpoint, one byte past the function's start, or five where the function begins with ENDBR.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpfpath_nb.errors import RequirementError
+from bpfpath_nb.tracer.syscall import (
+    KPROBE_MULTI,
+    link_create_kprobe_multi,
+    link_create_perf,
+    perf_event_open_kprobe,
+    perf_event_set_bpf,
+)
+
+PERF_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
+TRACEABLE = ("/sys/kernel/tracing/available_filter_functions", "/sys/kernel/debug/tracing/available_filter_functions")
+THREADS = 32
+BREAKPOINT, ENDBR = 1, 4
+
+Load = Callable[[int | None], int]
+"""Loads the program for an attach type (None: the ordinary one); its descriptor."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One function to attach to: all copies of it."""
+
+    name: str
+    addresses: tuple[int, ...]
+    cookie: int
+
+
+def perf_type() -> int | None:
+    """The number of the kprobe kind of perf events; None on a kernel without kprobes."""
+    try:
+        return int(PERF_TYPE.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def traceable() -> set[str] | None:
+    """The functions that ftrace can trace; None where that cannot be read."""
+    for path in TRACEABLE:
+        try:
+            lines = Path(path).read_bytes().decode("ascii", "replace").splitlines()
+        except OSError:
+            continue
+        if lines:
+            return {line.split(" ", 1)[0] for line in lines}
+    return None
+
+
+def registers(layout: Mapping[str, int], machine: str) -> dict[str, int]:
+    """Where in `struct pt_regs` the first five arguments and the address are, as macros for the C, in bytes.
+
+    Raises
+    ------
+    RequirementError
+        A machine whose calling convention is not known here.
+    """
+    if machine == "x86_64":
+        names = [f"pt_regs__{name}" for name in ("di", "si", "dx", "cx", "r8", "ip")]
+        places = [layout.get(name) for name in names]
+    elif machine == "aarch64":
+        first = layout.get("pt_regs__regs")
+        places = [None if first is None else first + 8 * number for number in range(5)] + [layout.get("pt_regs__pc")]
+    else:
+        places = [None]
+    if any(place is None for place in places):
+        raise RequirementError(f"How functions take their arguments on {machine} is not known to bpfpath_nb.")
+    keys = [*(f"REGISTER_{number}" for number in range(5)), "REGISTER_IP"]
+    return {key: place for key, place in zip(keys, places, strict=True) if place is not None}
+
+
+class Kprobes:
+    """Programs on kernel functions.
+
+    Parameters
+    ----------
+    load
+        Loads the program.
+    set_cookie
+        Where cookies are looked up by address: stores one. None where the kernel carries them.
+
+    Attributes
+    ----------
+    kind
+        ``"kprobe.multi"``, ``"kprobe"``, or empty while nothing is attached.
+    """
+
+    def __init__(self, load: Load, set_cookie: Callable[[int, int], None] | None) -> None:
+        self._load = load
+        self._set_cookie = set_cookie
+        self._descriptors: list[int] = []
+        self.kind = ""
+        self.program: int | None = None
+
+    def attach(self, targets: Sequence[Target]) -> dict[str, str]:
+        """Attach to all that can be; why not, by name of those that cannot."""
+        if not targets:
+            return {}
+        try:
+            return self._attach_multi(targets)
+        except OSError:
+            self.close()
+            return self._attach_single(targets)
+
+    def close(self) -> None:
+        """Detach."""
+        descriptors, self._descriptors = self._descriptors, []
+        with _threads(len(descriptors)) as run:
+            run(_close, descriptors)
+
+    # -- kprobe.multi
+
+    def _attach_multi(self, targets: Sequence[Target]) -> dict[str, str]:
+        program = self._load(KPROBE_MULTI)
+        known = traceable()
+        chosen = [target for target in targets if known is None or target.name in known]
+        if not chosen:
+            raise OSError("ftrace can trace none of the functions")
+        refused = {target.name: "ftrace cannot trace it" for target in targets if target not in chosen}
+        pairs = [(address, target.cookie, target.name) for target in chosen for address in target.addresses]
+        # A kernel without kprobe.multi refuses any list; one that has it takes at least some part of this one.
+        refused |= self._link(program, pairs, first=True)
+        self.kind, self.program = "kprobe.multi", program
+        return refused
+
+    def _link(self, program: int, pairs: list[tuple[int, int, str]], *, first: bool = False) -> dict[str, str]:
+        try:
+            addresses, cookies = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            self._descriptors.append(link_create_kprobe_multi(program, addresses, cookies))
+            return {}
+        except OSError as error:
+            if len(pairs) == 1:
+                if first:
+                    raise
+                return {pairs[0][2]: str(error)}
+            half = len(pairs) // 2
+            refused = self._link(program, pairs[:half]) | self._link(program, pairs[half:])
+            if first and not self._descriptors:
+                raise
+            return refused
+
+    # -- single kprobes
+
+    def _attach_single(self, targets: Sequence[Target]) -> dict[str, str]:
+        kind = perf_type()
+        if kind is None:
+            return dict.fromkeys((target.name for target in targets), "this kernel has no kprobes")
+        program = self._load(None)
+        pairs = [(address, target) for target in targets for address in target.addresses]
+        if self._set_cookie is not None:
+            for address, target in pairs:
+                self._set_cookie(address + BREAKPOINT, target.cookie)
+                self._set_cookie(address + ENDBR + BREAKPOINT, target.cookie)
+        refused: dict[str, str] = {}
+        attached: list[int] = []
+
+        def attach(pair: tuple[int, Target]) -> None:
+            address, target = pair
+            opened: list[int] = []
+            try:
+                opened.append(perf_event_open_kprobe(kind, address))
+                if self._set_cookie is None:
+                    opened.append(link_create_perf(program, opened[0], target.cookie))
+                else:
+                    perf_event_set_bpf(opened[0], program)
+            except OSError as error:
+                refused[target.name] = str(error)
+                for descriptor in reversed(opened):
+                    os.close(descriptor)
+                return
+            attached.extend(reversed(opened))
+
+        with _threads(len(pairs)) as run:
+            run(attach, pairs)
+        self._descriptors += attached
+        if attached:
+            self.kind, self.program = "kprobe", program
+        return refused
+
+
+def _close(descriptor: int) -> None:
+    os.close(descriptor)
+
+
+@contextmanager
+def _threads(tasks: int) -> Iterator[Callable[..., None]]:
+    """Run a call for each of a list, in as many threads as pay. What waits for RCU waits together."""
+    if tasks < 2:
+
+        def plain(call: Callable[..., None], items: Sequence[object]) -> None:
+            for item in items:
+                call(item)
+
+        yield plain
+        return
+    with ThreadPoolExecutor(min(THREADS, tasks)) as pool:
+
+        def run(call: Callable[..., None], items: Sequence[object]) -> None:
+            for _ in pool.map(call, items):
+                pass
+
+        yield run
