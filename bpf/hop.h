@@ -158,13 +158,13 @@ struct process {
 
 BPF_TABLE("lru_hash", u32, struct process, processes, 8192);
 
-static __always_inline void send_process(struct state *state, u32 pid, u64 now)
+static __always_inline void send_process(struct state *state, u64 leader, u32 pid, u64 now)
 {
 	struct process process = {};
 	struct process *known = processes.lookup(&pid);
 	struct facts *facts;
 
-	bpf_get_current_comm(&process, sizeof(process));
+	bpf_probe_read_kernel(&process, sizeof(process), (void *)(leader + task_struct__comm));
 	if (known && known->comm[0] == process.comm[0] && known->comm[1] == process.comm[1])
 		return;
 	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
@@ -269,7 +269,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct packet packet;
 	struct place place;
 	struct path *path;
-	u64 now, flow, head;
+	u64 now, flow, head, task;
 	u32 pid, translated, entry;
 	u16 flags = 0;
 	u8 protocol = 0;
@@ -316,10 +316,13 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 			send_snapshot(state, &packet, path, now);
 		}
 	}
-	pid = bpf_get_current_pid_tgid() >> 32;
+	/* Through the task, since TC programs may not ask for the process before 6.10. Its name is that of
+	 * its first thread; other threads call themselves what they like. */
+	task = bpf_get_current_task();
+	pid = read_u32(task, task_struct__tgid);
 	if (pid != path->pid || flags) {
 		path->pid = pid;
-		send_process(state, pid, now);
+		send_process(state, read_pointer(task, task_struct__group_leader), pid, now);
 	}
 	if (!place.netns)
 		place.netns = path->netns; /* TCP takes the device off; the packet is where it was */

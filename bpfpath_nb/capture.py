@@ -165,7 +165,6 @@ class Capture(RecordingViews):
                 explained = self._tracer.explain(error)
                 self._abandon()
                 raise explained from None
-            error = self._tracer.remark(error)
             tracers.release(self._tracer)
             self._tracer = None
             raise error

@@ -132,11 +132,6 @@ class TracerProcess:
             return TracerError(f"{error} Its last words: {printed.strip()[-500:]}")
         return error
 
-    def remark(self, error: BpfpathError) -> BpfpathError:
-        """A failure that the tracer reported, with what its compiler or the kernel's verifier said of it."""
-        said = [line.strip() for line in self._printed().splitlines() if "error:" in line]
-        return type(error)(f"{error} ({said[0][:300]})") if said and type(error) is TracerError else error
-
     def _printed(self) -> str:
         self._errors.seek(0)
         return self._errors.read()[-8192:].decode("utf-8", "replace")

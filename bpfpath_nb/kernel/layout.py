@@ -61,6 +61,7 @@ NEEDS: tuple[Need, ...] = (
     *_plain("Qdisc", "dev_queue", "handle"),
     *_plain("netdev_queue", "dev"),
     *_plain("nf_hook_state", "hook", "pf", "in", "out", "net", required=False),  # CONFIG_NETFILTER
+    *_plain("task_struct", "tgid", "comm", "group_leader"),
     *_plain("bpf_nf_ctx", "state", "skb", required=False),  # since 6.4
     *_plain("bpf_raw_tp_link", "cookie", required=False),  # since 6.10
     *_plain("bpf_trace_run_ctx", "bpf_cookie", required=False),  # since 5.15

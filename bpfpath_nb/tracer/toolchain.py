@@ -12,10 +12,9 @@ import os
 import resource
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bpfpath_nb.errors import RequirementError, TracerError
 from bpfpath_nb.tracer import source
@@ -58,17 +57,33 @@ def raise_memlock() -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
 
 
-@contextmanager
-def _messages_on_stderr() -> Iterator[None]:
-    """bcc and LLVM print to standard output in places; there goes our stream."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+class _Said:
+    """What bcc, LLVM and the kernel's verifier print meanwhile, kept from standard output: that is our stream."""
+
+    def __enter__(self) -> Self:
+        sys.stdout.flush()
+        self._saved = os.dup(1), os.dup(2)
+        self._file = tempfile.TemporaryFile()
+        self.text = ""
+        for descriptor in (1, 2):
+            os.dup2(self._file.fileno(), descriptor)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for saved, descriptor in zip(self._saved, (1, 2), strict=True):
+            os.dup2(saved, descriptor)
+            os.close(saved)
+        self._file.seek(0)
+        self.text = self._file.read().decode("utf-8", "replace")
+        self._file.close()
+        sys.stderr.write(self.text)
+
+    def gist(self) -> str:
+        """The line that tells what was wrong: the compiler's first error, or the verifier's last word."""
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line]
+        verdicts = [line for line in lines if not line.startswith(("processed ", "bpf: "))]
+        return (errors[:1] or verdicts[-1:] or [""])[0][:300]
 
 
 class Program:
@@ -85,14 +100,14 @@ class Program:
         os.environ["BCC_KERNEL_SOURCE"] = str(source.folder() / "headers")
         raise_memlock()
         self.descriptors: list[int] = []
+        said = _Said()
         try:
-            with _messages_on_stderr():
+            with said:
                 self._bpf = bcc.BPF(text=text.encode(), cflags=flags())
         except Exception as error:
             raise TracerError(
-                f"The probes do not compile or their maps cannot be made on this kernel: {error}. `bpfpath "
-                "doctor` shows what the "
-                "machine lacks; the compiler's messages are in the tracer's error output."
+                "The probes do not compile, or their maps cannot be made on this kernel: "
+                f"{said.gist() or error}. `bpfpath doctor` shows what the machine lacks."
             ) from error
 
     def load(self, name: str, kind: int, attach_type: int | None = None) -> int:
@@ -104,11 +119,12 @@ class Program:
             The kernel refuses it.
         """
         more = {} if attach_type is None else {"attach_type": attach_type}
-        with _messages_on_stderr():
-            try:
+        said = _Said()
+        try:
+            with said:
                 descriptor: int = self._bpf.load_func(name.encode(), kind, **more).fd
-            except Exception as error:
-                raise OSError(f"the kernel refuses the program {name}: {error}") from error
+        except Exception as error:
+            raise OSError(f"the kernel refuses the program {name}: {said.gist() or error}") from error
         self._bpf.funcs.clear()  # else bcc would give out the same load again
         self.descriptors.append(descriptor)
         return descriptor
