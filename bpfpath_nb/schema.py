@@ -117,9 +117,10 @@ PROCESSES: Final = (
 )
 
 DEVICES: Final = (
+    Column("time", "uint64", "from when on it is called so, by the kernel's monotonic clock", "ns"),
     Column("netns", "uint32", "inode number of the namespace"),
     Column("ifindex", "uint32", "index of the interface in it; 0 for the namespace itself"),
-    Column("name", "str", "the interface's name; of the namespace where ifindex is 0; the last row counts"),
+    Column("name", "str", "the interface's name; of the namespace where ifindex is 0; empty where it went"),
 )
 
 LOCATIONS: Final = (

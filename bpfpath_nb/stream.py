@@ -237,7 +237,7 @@ class Batch:
     events: dict[str, npt.NDArray[Any]]
     facts: npt.NDArray[np.void]
     processes: list[tuple[int, str]] = field(default_factory=list)
-    devices: list[tuple[int, int, str]] = field(default_factory=list)
+    devices: list[tuple[int, int, int, str]] = field(default_factory=list)
     locations: list[tuple[int, str, int]] = field(default_factory=list)
     reads: list[tuple[int]] = field(default_factory=list)
     counters: dict[str, int] | None = None
@@ -373,6 +373,8 @@ def _read_side(name: str, data: bytes | None) -> Any:
         raise ValueError(f"a missing value in `{name}`")
     if name == "facts":
         return facts_array(table)
+    if name == "devices" and len(table) and int(table["time"].to_numpy().max()) >= TIME_LIMIT:
+        raise ValueError("a name from a time on that no clock shows")
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 

@@ -18,11 +18,14 @@ from bpfpath_nb.schema import EVENT_DTYPE, EVENT_FLAGS, FACTS_DTYPE, FACTS_KINDS
 from bpfpath_nb.stream import Writer
 
 CLIENT, ROUTER, SERVER = 4026532001, 4026532002, 4026532003
-DEVICES = [
-    (CLIENT, 0, "client"), (ROUTER, 0, "router"), (SERVER, 0, "server"),
-    (CLIENT, 2, "eth0"), (ROUTER, 2, "left"), (ROUTER, 3, "right"), (SERVER, 2, "eth0"), (SERVER, 3, "wan"),
-]  # fmt: skip
 MONOTONIC, REALTIME = 5_000_000_000_000, 1_790_000_000_000_000_000
+DEVICES = [
+    (MONOTONIC, *row)
+    for row in [
+        (CLIENT, 0, "client"), (ROUTER, 0, "router"), (SERVER, 0, "server"),
+        (CLIENT, 2, "eth0"), (ROUTER, 2, "left"), (ROUTER, 3, "right"), (SERVER, 2, "eth0"), (SERVER, 3, "wan"),
+    ]
+]  # fmt: skip
 
 FUNCTIONS = [
     {"name": name, "layer": layer, "probe": probe, "target": name, "role": role}

@@ -23,11 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfpath_nb.printable import printable
-from bpfpath_nb.schema import EVENT, FACTS_DTYPE
+from bpfpath_nb.schema import EVENT, FACTS_DTYPE, TIME_LIMIT
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.stream import Batch
 
 Columns = dict[str, npt.NDArray[Any]]
+Names = tuple[tuple[int, str], ...]
+"""What one thing was called, in order: from when on (by the kernel's monotonic clock, in ns), and how."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Events:
     facts : structured array of schema.FACTS_DTYPE
         One row per (packet, snapshot) that a hop refers to, in that order. `time` is 0, the hop has it.
     processes, devices, locations : dict
-        comm by pid; name by (netns, ifindex); (symbol, offset) by address.
+        comm by pid; `Names` by (netns, ifindex); (symbol, offset) by address.
     reads : set
         Packets that are known to have been read, beside what the hops tell.
     counters : dict
@@ -55,7 +57,7 @@ class Events:
     hops: Columns
     facts: npt.NDArray[np.void]
     processes: Mapping[int, str] = field(default_factory=dict)
-    devices: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    devices: Mapping[tuple[int, int], Names] = field(default_factory=dict)
     locations: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     reads: frozenset[int] = frozenset()
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -69,13 +71,21 @@ class Events:
         facts: npt.NDArray[np.void],
         *,
         processes: Iterable[tuple[int, str]] = (),
-        devices: Iterable[tuple[int, int, str]] = (),
+        devices: Iterable[tuple[int, int, int, str]] = (),
         locations: Iterable[tuple[int, str, int]] = (),
         reads: Iterable[int] = (),
         counters: Mapping[str, int] | None = None,
         end: Mapping[str, Any] | None = None,
     ) -> Events:
-        """Put checked columns in order; of rows that say the same thing twice, the last counts."""
+        """Put checked columns in order; of rows that say the same thing twice, the last counts.
+
+        `devices` are rows of schema.DEVICES; the names that one number had over time are all kept.
+
+        Raises
+        ------
+        ValueError
+            A time in `devices` is none.
+        """
         order = hop_order(columns)
         hops = columns if order is None else {name: values[order] for name, values in columns.items()}
         for values in hops.values():
@@ -85,7 +95,7 @@ class Events:
             hops,
             _facts_in_use(facts, hops),
             {int(pid): printable(comm) for pid, comm in processes},
-            {(int(netns), int(ifindex)): printable(name) for netns, ifindex, name in devices},
+            _names_over_time(devices),
             {int(address): (printable(symbol).split(".", 1)[0], int(offset)) for address, symbol, offset in locations},
             frozenset(int(packet) for packet in reads),
             dict(counters or {}),
@@ -145,6 +155,34 @@ class Events:
         found[keys[found] != wanted[change]] = -1
         rows: npt.NDArray[np.intp] = found[np.cumsum(change) - 1]
         return rows
+
+
+def _names_over_time(devices: Iterable[tuple[int, int, int, str]]) -> dict[tuple[int, int], Names]:
+    """Names by (netns, ifindex), without the rows that say that a place went.
+
+    The kernel gives a number that is free again to the next place that comes, and that one's first packets are seen a
+    moment before it is noticed. So from when a place went, its number stands for the next one. Where none came, what
+    was still seen is taken for the remains of the old one.
+    """
+    rows: dict[tuple[int, int], list[tuple[int, str]]] = {}
+    for since, netns, ifindex, name in devices:
+        if not 0 <= int(since) < TIME_LIMIT:
+            raise ValueError("a name from a time on that no clock shows")
+        rows.setdefault((int(netns), int(ifindex)), []).append((int(since), printable(name)))
+    names: dict[tuple[int, int], Names] = {}
+    for place, told in rows.items():
+        steps: list[tuple[int, str]] = []
+        gone: int | None = None
+        for since, name in sorted(told, key=lambda row: row[0]):
+            if not name:
+                gone = since if gone is None else gone
+            else:
+                if not steps or steps[-1][1] != name:
+                    steps.append((since if gone is None else gone, name))
+                gone = None
+        if steps:
+            names[place] = tuple(steps)
+    return names
 
 
 def hop_order(columns: Columns) -> npt.NDArray[np.intp] | None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.analysis.events import Events, Names
 
 
 @dataclass(frozen=True)
@@ -73,29 +73,54 @@ def look_up(numbers: npt.NDArray[Any], name: Callable[[int], str | None]) -> Nam
     return distinct_names(codes, [name(int(number)) for number in distinct])
 
 
+def look_up_at(numbers: npt.NDArray[Any], times: npt.NDArray[np.uint64], called: Callable[[int], Names]) -> Named:
+    """Name each number as it was called at the time; before its first name it has that one.
+
+    Nearly every number has one name all along. Only rows of the others look at their time.
+    """
+    if not len(numbers):
+        return Named(np.empty(0, np.int8), [])
+    which, distinct = pd.factorize(numbers, sort=True)
+    steps = [called(int(number)) for number in distinct]
+    count = np.array([len(names) for names in steps])
+    # One list holds all names of all numbers, in order; `at` becomes the position in it.
+    begin = np.cumsum(count) - count
+    at = np.where(count > 0, begin, -1)[which]
+    rows = np.flatnonzero((count > 1)[which]) if count.max() > 1 else np.empty(0, np.intp)
+    if len(rows):
+        since = np.array([since for names in steps for since, _ in names], np.uint64)
+        # Number and time in one integer that sorts: times count by how many of all the changes they come after.
+        changes = np.unique(since)
+        owner = np.repeat(np.arange(len(steps)), count)
+        known = owner * (len(changes) + 1) + np.searchsorted(changes, since, "right")
+        wanted = which[rows] * (len(changes) + 1) + np.searchsorted(changes, times[rows], "right")
+        at[rows] = np.maximum(np.searchsorted(known, wanted, "right") - 1, begin[which[rows]])
+    return distinct_names(at, [name for names in steps for _, name in names])
+
+
 def functions(events: Events, attribute: str = "name") -> Named:
     """Of each hop the function's name, or its layer, probe or target."""
     return distinct_names(events.hops["func"], [getattr(function, attribute) for function in events.start.functions])
 
 
 def netns(events: Events) -> Named:
-    """Of each hop the namespace's name."""
-    return look_up(events.hops["netns"], lambda inum: _netns_name(events, inum))
+    """Of each hop the name that its namespace had then."""
 
+    def called(inum: int) -> Names:
+        return (events.devices.get((inum, 0)) or ((0, f"net:[{inum}]"),)) if inum else ()
 
-def _netns_name(events: Events, inum: int) -> str | None:
-    return (events.devices.get((inum, 0)) or f"net:[{inum}]") if inum else None
+    return look_up_at(events.hops["netns"], events.hops["time"], called)
 
 
 def devices(events: Events) -> Named:
-    """Of each hop the interface's name."""
+    """Of each hop the name that its interface had then."""
     place = (events.hops["netns"].astype(np.uint64) << np.uint64(32)) | events.hops["ifindex"]
 
-    def name(number: int) -> str | None:
+    def called(number: int) -> Names:
         inum, ifindex = number >> 32, number & 0xFFFFFFFF
-        return (events.devices.get((inum, ifindex)) or f"if{ifindex}") if ifindex else None
+        return (events.devices.get((inum, ifindex)) or ((0, f"if{ifindex}"),)) if ifindex else ()
 
-    return look_up(place, name)
+    return look_up_at(place, events.hops["time"], called)
 
 
 def processes(events: Events) -> Named:

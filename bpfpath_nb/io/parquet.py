@@ -169,7 +169,11 @@ def _metadata(events: Events) -> dict[str, Any]:
         "counters": events.counters,
         "end": events.end,
         "processes": list(events.processes.items()),
-        "devices": [(netns, ifindex, name) for (netns, ifindex), name in events.devices.items()],
+        "devices": [
+            (since, netns, ifindex, name)
+            for (netns, ifindex), called in events.devices.items()
+            for since, name in called
+        ],
         "locations": [(address, symbol, offset) for address, (symbol, offset) in events.locations.items()],
         "reads": sorted(events.reads),
         "rows": len(events),

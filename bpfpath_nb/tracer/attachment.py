@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -167,7 +168,7 @@ class Attachment:
 
     def _attach(self, *, with_kprobes: bool) -> None:
         request = self._request
-        self.devices: list[tuple[int, int, str]] = []
+        self.devices: list[tuple[int, int, int, str]] = []
         self.counted: list[int] = []
         self._looked_for: set[int] = {0}
         self._has_cookies = COOKIES in self._kernel.macros
@@ -276,7 +277,7 @@ class Attachment:
             self._join(namespace)
         for inum, name in self._places.unreachable.items():
             self._refuse(f"tc in {name}", OSError("the namespace may not be entered"))
-            self.devices.append((inum, 0, name))
+            self.devices.append((time.monotonic_ns(), inum, 0, name))
 
     def _refuse(self, name: str, error: OSError, instead: str = "") -> None:
         self._refused.append({"name": name, "why": str(error), "instead": instead})
@@ -284,7 +285,7 @@ class Attachment:
     # -- places that come and go
 
     def _join(self, namespace: Namespace) -> None:
-        self.devices.append((namespace.inum, 0, namespace.name))
+        self.devices.append((time.monotonic_ns(), namespace.inum, 0, namespace.name))
         if self._hooks is not None:
             try:
                 self._hooks.attach(namespace)
@@ -295,6 +296,9 @@ class Attachment:
 
     def _follow(self, change: Change) -> None:
         namespace, ifindex = change.namespace, change.ifindex
+        if not change.came:  # its number may stand for another as soon as we let go of it
+            gone = (0, *namespace.devices) if ifindex is None else (ifindex,)
+            self.devices += [(time.monotonic_ns(), namespace.inum, number, "") for number in gone]
         if ifindex is None and change.came:
             self._join(namespace)
         elif ifindex is None:
@@ -308,7 +312,7 @@ class Attachment:
             self._tc.detach(namespace, ifindex)
 
     def _join_device(self, namespace: Namespace, ifindex: int, name: str) -> None:
-        self.devices.append((namespace.inum, ifindex, name))
+        self.devices.append((time.monotonic_ns(), namespace.inum, ifindex, name))
         if self._request.interfaces is not None:
             if name not in self._request.interfaces:
                 return

@@ -30,7 +30,7 @@ from streams import (
 from streams import Capture as Made
 
 from bpfpath_nb import schema
-from bpfpath_nb.analysis.events import Collector, hop_order
+from bpfpath_nb.analysis.events import Collector, Events, hop_order
 from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.recording import Recording, RecordingViews
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
@@ -208,6 +208,33 @@ def test_names_fall_back_to_numbers_and_to_nothing():
     assert df["netns"].tolist()[::2] == ["net:[99]", "router"]
     assert df["dev"].tolist()[::2] == ["if4", "left"]
     assert df[["netns", "dev", "netns_inum", "ifindex"]].iloc[1].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ([(0, "a")], "aaaaaa"),
+        ([(2, "a"), (4, "b")], "aaaabb"),
+        ([(4, "b"), (2, "a")], "aaaabb"),
+        ([(0, "a"), (2, ""), (4, "b")], "aabbbb"),
+        ([(0, "a"), (2, ""), (3, ""), (4, "b"), (5, "a")], "aabbba"),
+        ([(0, "a"), (2, "")], "aaaaaa"),
+        ([(0, "a"), (2, ""), (4, "a")], "aaaaaa"),
+        ([(9, "a"), (9, "b")], "aaaaaa"),
+        ([(3, "")], None),
+    ],
+)
+def test_a_place_is_called_as_it_was_then(rows, names, tmp_path):
+    # Namespace numbers are used again at once, and interfaces are renamed.
+    made = of_hops(*[hop("netif_rx", netns=netns, ifindex=2) for _ in range(6) for netns in (7, 8, 9)])
+    said = [(MONOTONIC + since * 3000, 8, ifindex, name) for since, name in rows for ifindex in (0, 2)]
+    others = [(MONOTONIC, netns, ifindex, "other") for netns in (7, 9) for ifindex in (0, 2)]
+    events = made.events
+    recording = Recording(Events.build(events.start, dict(events.hops), events.facts, devices=[*others, *said]))
+    for seen in (recording, Recording.load(recording.save(tmp_path / "x"))):
+        for column, number in (("netns", "net:[8]"), ("dev", "if2")):
+            assert seen.df[column].iloc[1::3].tolist() == list(names or [number] * 6)
+            assert set(seen.df[column].drop(seen.df.index[1::3])) == {"other"}
 
 
 def test_a_flow_is_as_it_is_at_its_hop():

@@ -201,6 +201,8 @@ def test_a_newer_version_tells_to_upgrade(saved, tmp_path):
         lambda m: m.update(processes=[[1]]),
         lambda m: m.update(processes=[[1, 2]]),
         lambda m: m.update(devices=3),
+        lambda m: m.update(devices=[[1 << 62, 1, 0, "a"]]),
+        lambda m: m.update(devices=[[-1, 1, 0, "a"]]),
         lambda m: m.update(reads=[1 << 32]),
         lambda m: m.update(reads="x"),
         lambda m: m.update(locations=[["a", "b", "c"]]),

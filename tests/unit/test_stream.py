@@ -190,6 +190,15 @@ def test_a_number_out_of_its_range_is_refused(column, value):
         list(Reader(io.BytesIO(sink.getvalue())))
 
 
+def test_a_name_from_an_impossible_time_on_is_refused():
+    sink = io.BytesIO()
+    writer = Writer(sink, start_record())
+    writer.write(side={"devices": [(1 << 62, 1, 0, "a")]})
+    writer.close()
+    with pytest.raises(TracerError, match="no clock"):
+        list(Reader(io.BytesIO(sink.getvalue())))
+
+
 def test_a_snapshot_that_claims_more_than_its_room_is_refused():
     sink = io.BytesIO()
     writer = Writer(sink, start_record())

@@ -56,7 +56,7 @@ def hostile() -> Recording:
     return Recording(
         Events.build(
             StartRecord.from_dict(raw), dict(made.hops), made.facts,
-            processes=[(77, HOSTILE)], devices=[(*device[:2], HOSTILE) for device in DEVICES],
+            processes=[(77, HOSTILE)], devices=[(*device[:3], HOSTILE) for device in DEVICES],
             locations=[(address, HOSTILE, 0) for address in made.locations], end={"reason": HOSTILE},
         )
     )  # fmt: skip
@@ -159,6 +159,6 @@ def test_the_longest_values_stay_within_the_limit():
         StartRecord.from_dict(raw),
         dict(made.hops),
         made.facts,
-        devices=[(CLIENT, 0, "n" * 100_000), (CLIENT, 2, "&" * 9999)],
+        devices=[(0, CLIENT, 0, "n" * 100_000), (0, CLIENT, 2, "&" * 9999)],
     )
     assert len(Recording(events)._repr_html_()) < 200_000
