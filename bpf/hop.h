@@ -7,12 +7,6 @@
  * packet that is not followed, but its `head`.
  */
 
-/* What a probe is, known when it is compiled. */
-#define KIND_ENTRY     1 /* the filter runs here */
-#define KIND_END       2 /* the sk_buff is freed here */
-#define KIND_EXPAND    8 /* the sk_buff gets a buffer of its own (pskb_expand_head) */
-#define KIND_NEIGHBOUR 4 /* the sk_buff has to be found through a neighbour */
-
 /* Inode numbers of namespaces come from the upper end (PROC_DYNAMIC_FIRST and the fixed ones just below it).
  * Where `skb->dev` shares its place with something else (udp's dev_scratch, TCP's rbnode) what is read
  * through it is not a namespace. */
@@ -228,6 +222,7 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 {
 	struct path path = {};
 	u64 head = MEMBER(copy, u64, sk_buff__head);
+	int error;
 
 	if (!namespace_wanted(place) || !interface_wanted(place))
 		return 0;
@@ -241,9 +236,14 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 		if (state->packets >= PACKETS_LIMIT)
 			return 0;
 #endif
-		path.packet = NEXT(&state->packets) + 1;
+		path.packet = next_number(state);
 	}
-	path_add(state, head, &path);
+	/* A clone on another CPU may have been faster; then the packet has its number. */
+	error = skb_map.insert(&head, &path);
+	if (!error)
+		COUNT(&state->tagged);
+	else if (error != -17) /* EEXIST */
+		COUNT(&state->untracked);
 	return skb_map.lookup(&head);
 }
 
@@ -270,6 +270,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct place place;
 	struct path *path;
 	u64 now, flow, head, task;
+	u64 *former = 0;
 	u32 pid, translated, entry;
 	u16 flags = 0;
 	u8 protocol = 0;
@@ -283,27 +284,36 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (!head)
 		return 0;
 	path = path_of(state, skb, head);
-	if (!path && !entry)
-		return 0;
 	if (path && path->ignored)
 		goto end;
+	if (!path && state->tagged && !(where.kind & (KIND_RECEIVE | KIND_BIRTH)))
+		former = former_head(skb);
+	if (!path && !former && !entry)
+		return 0;
 	now = bpf_ktime_get_ns();
 	if (bpf_probe_read_kernel(&copy, sizeof(copy), (void *)skb))
 		return 0;
+	if (path && where.kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) &&
+	    BITS(&copy, sk_buff__head_frag)) {
+		path_remove(state, head);
+		path = 0;
+	}
 	place_of(&place, &copy);
+	flow = flow_of(&copy, &protocol);
+	if (!path && former)
+		path = carry_on(state, *former, skb, head, flow, now);
 	if (!path) {
-		if (packet_from_skb(&packet, &copy, tc))
+		if (!entry || packet_from_skb(&packet, &copy, tc))
 			return 0;
 		path = enter(state, &copy, &packet, &place);
 		if (!path || path->ignored)
 			return 0;
-		path->flow = flow_of(&copy, &protocol);
-		path->skb = skb;
+		path->flow = flow;
+		path->skb = 0;
 		path->link = packet.link;
 		send_snapshot(state, &packet, path, now);
 		flags |= EVENT_ENTRY;
 	} else {
-		flow = flow_of(&copy, &protocol);
 		translated = flow && path->flow && flow != path->flow;
 		if (flow)
 			path->flow = flow;
@@ -328,6 +338,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		place.netns = path->netns; /* TCP takes the device off; the packet is where it was */
 	path->seen = now;
 	path->func = where.func;
+	path->kind = where.kind;
 	path->protocol = protocol;
 	path->netns = place.netns;
 	path->ifindex = place.ifindex;
@@ -339,8 +350,10 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		flags |= EVENT_END;
 		if (is_last(&copy))
 			flags |= EVENT_LAST;
-	} else {
+		forget_head(skb);
+	} else if (path->skb != skb) {
 		path->skb = skb;
+		remember_head(skb, head);
 	}
 	if (namespace_wanted(&place))
 		send_event(state, path, now, skb, &where, flags);
@@ -380,6 +393,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 			return 0; /* another CPU was faster */
 		find_freer(ctx, &freer);
 		skb = copy.skb;
+		forget_head(skb);
 		if (freer.expanding && !copy.ignored && !moved.update(&skb, &copy)) {
 			COUNT(&state->moved);
 			return 0;
@@ -415,13 +429,22 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
  * it found in skb_map. */
 static __always_inline int was_read(u64 head)
 {
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
 	struct path *path = skb_map.lookup(&head);
+	u8 head_frag = 0;
 	u64 skb;
 
-	if (!path)
+	if (!state || !path)
 		return 0;
 	skb = path->skb;
 	if (read_pointer(skb, sk_buff__head) != head || read_pointer(skb, sk_buff__prev))
 		return 0;
-	return skb_map.lookup(&head) != 0;
+	bpf_probe_read_kernel(&head_frag, sizeof(head_frag), (void *)(skb + sk_buff__head_frag));
+	if (!skb_map.lookup(&head))
+		return 0;
+	/* The allocator will tell of the end of its own buffers, and not of those from pages. */
+	if (head_frag >> sk_buff__head_frag_SHIFT & 1)
+		path_remove(state, head);
+	return 1;
 }

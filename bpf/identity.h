@@ -3,27 +3,30 @@
  * One packet, one number.
  *
  * An sk_buff's address says little: the kernel reuses it within microseconds, and clones of one packet have
- *several. What the clones share, and what no living packet shares with another, is the buffer of the packet's
- *data, `skb->head`:
+ * several. What the clones share, and what no living packet shares with another, is the buffer of the
+ * packet's data, `skb->head`:
  *
- *	sk_buff A ---+                       skb_map: head -> struct path { number, ... }
- *	             +--> head [ headers | data | ... | skb_shared_info: dataref ]
- *	clone   B ---+
+ *   sk_buff A ---+                       skb_map: head -> struct path
+ *                +--> head [ headers | data | ... | skb_shared_info: dataref ]
+ *   clone   B ---+
  *
  * So skb_map is keyed by `head`. A packet gets its number where the filter first takes it, and keeps it until
- *its buffer is freed. That is seen twice over:
+ * its buffer is freed. That is seen in several ways, since none alone sees all:
  *
  * - kfree_skb and consume_skb report the end of an sk_buff. When nobody else holds the buffer (`dataref`),
- *the entry goes.
+ *   the entry goes.
  * - Some ends are not reported: a socket's reader frees what it has read without a word, and so does TCP with
- *what was acknowledged. The allocator reports them: the entry goes when kfree or kmem_cache_free is given the
- *buffer, and the stack tells who did it.
+ *   what was acknowledged. The allocator reports them: the entry goes when kfree or kmem_cache_free is given
+ *   the buffer, and the stack tells who did it.
+ * - Some buffers are not the allocator's: drivers take them from pages (`head_frag`), which go without a word
+ *   as well. There, what a driver hands up and what was not between two devices just before is another packet
+ *   in the same place.
  *
- * A packet may outlive its buffer: pskb_expand_head() copies the data to a larger one and lets go of the
- *first. The entry then waits in `moved`, under the sk_buff's address, until the sk_buff is seen with its new
- *buffer, or is freed itself. Where pskb_expand_head() can be probed, that is how it is noticed, and where the
- *first buffer stays with a clone (what TCP keeps to send again) both carry the number on; else the
- *allocator's call with pskb_expand_head() on the stack tells.
+ * A packet may outlive its buffer: pskb_expand_head() copies the data to another one and lets go of the
+ * first, which may stay with a clone (what TCP keeps to send again); then both carry the number on. Where
+ * that function can be probed, the entry is copied to `moved`, under the sk_buff's address, until the sk_buff
+ * is seen with its new buffer. Elsewhere the allocator's call with pskb_expand_head() on the stack tells of
+ * it, and an unknown buffer under an sk_buff that was followed just now (`heads`) is its new one.
  */
 
 struct path {
@@ -37,9 +40,10 @@ struct path {
 	u32 len;
 	u32 mark;
 	u16 snapshot;
-	u16 link;
-	u16 func;    /* where it was seen last */
+	u16 func; /* where it was seen last */
+	u8 link;
 	u8 protocol; /* of IP */
+	u8 kind;     /* of the probe that saw it last */
 	u8 ignored;  /* sampled out: remembered only so that it is not asked about again */
 };
 
@@ -55,7 +59,7 @@ static __always_inline struct path *path_of(struct state *state, u64 skb, u64 he
 	path = moved.lookup(&skb);
 	if (!path)
 		return 0;
-	if (skb_map.update(&head, path)) {
+	if (skb_map.insert(&head, path)) {
 		COUNT(&state->untracked);
 		return 0;
 	}
@@ -64,18 +68,80 @@ static __always_inline struct path *path_of(struct state *state, u64 skb, u64 he
 	return skb_map.lookup(&head);
 }
 
-static __always_inline void path_add(struct state *state, u64 head, struct path *path)
+/* The number of a new packet, given once. Where the counter's old value cannot be had, a number that another
+ * CPU took at the same moment is found taken. */
+#ifndef HAVE_FETCH_ADD
+BPF_TABLE("lru_hash", u32, u8, taken, 65536);
+#endif
+
+static __always_inline u32 next_number(struct state *state)
 {
-	if (skb_map.update(&head, path))
-		COUNT(&state->untracked);
-	else
-		COUNT(&state->tagged);
+#ifdef HAVE_FETCH_ADD
+	return NEXT(&state->packets) + 1;
+#else
+	u8 one = 1;
+#pragma unroll
+	for (int try = 0; try < 4; try++) {
+		u32 number = NEXT(&state->packets) + 1;
+
+		if (!taken.insert(&number, &one))
+			return number;
+	}
+	return 0;
+#endif
 }
 
 static __always_inline void path_remove(struct state *state, u64 head)
 {
 	if (!skb_map.delete(&head))
 		__sync_fetch_and_add(&state->tagged, -1);
+}
+
+#ifndef EXPAND_PROBED
+/* The buffer of each sk_buff that is followed, as last seen. */
+BPF_TABLE("lru_hash", u64, u64, heads, 16384);
+#endif
+#define FRESH 10000000 /* ns in which a packet that got a new buffer is seen again */
+
+static __always_inline void remember_head(u64 skb, u64 head)
+{
+#ifndef EXPAND_PROBED
+	heads.update(&skb, &head);
+#endif
+}
+
+static __always_inline void forget_head(u64 skb)
+{
+#ifndef EXPAND_PROBED
+	heads.delete(&skb);
+#endif
+}
+
+static __always_inline u64 *former_head(u64 skb)
+{
+#ifndef EXPAND_PROBED
+	return heads.lookup(&skb);
+#else
+	return 0;
+#endif
+}
+
+/* The path of an sk_buff that was seen with another buffer just now. It goes on where nobody but it can: the
+ * same sk_buff was the last one seen, and its addresses are the same, or a hook of netfilter may have
+ * translated them. */
+static __always_inline struct path *carry_on(struct state *state, u64 former, u64 skb, u64 head, u64 flow,
+					     u64 now)
+{
+	struct path *path = skb_map.lookup(&former);
+
+	if (!path || path->skb != skb || path->ignored || now - path->seen > FRESH)
+		return 0;
+	if (flow != path->flow && !(path->kind & KIND_HOOK))
+		return 0;
+	if (skb_map.insert(&head, path))
+		return 0;
+	COUNT(&state->tagged);
+	return skb_map.lookup(&head);
 }
 
 /* Who frees the buffer, from the stack: the first function beyond those of the allocator and of

@@ -20,13 +20,13 @@
 #ifdef FUNC_tc_ingress
 int tc_ingress(struct __sk_buff *ctx)
 {
-	hop(ctx, (u64)ctx, WHERE(FUNC_tc_ingress, KIND_ENTRY, 0, 0));
+	hop(ctx, (u64)ctx, WHERE(FUNC_tc_ingress, KIND_ENTRY | KIND_DEVICE, 0, 0));
 	return TC_PASS;
 }
 
 int tc_egress(struct __sk_buff *ctx)
 {
-	hop(ctx, (u64)ctx, WHERE(FUNC_tc_egress, KIND_ENTRY, 0, 0));
+	hop(ctx, (u64)ctx, WHERE(FUNC_tc_egress, KIND_ENTRY | KIND_DEVICE, 0, 0));
 	return TC_PASS;
 }
 #endif
@@ -37,10 +37,15 @@ int tc_egress(struct __sk_buff *ctx)
 int netfilter(u64 *ctx)
 {
 	u32 hook = read_u32(ctx[0], nf_hook_state__hook) & 0xff;
+	u16 kind = KIND_HOOK;
 
-	if (hook < 5)
-		hop(0, ctx[1],
-		    WHERE(FUNC_netfilter + hook, NETFILTER_ENTRIES >> hook & 1 ? KIND_ENTRY : 0, 0, 0));
+	if (hook >= 5)
+		return 1;
+	if (NETFILTER_ENTRIES >> hook & 1)
+		kind |= KIND_ENTRY;
+	if (hook == 3) /* NF_INET_LOCAL_OUT */
+		kind |= KIND_BIRTH;
+	hop(0, ctx[1], WHERE(FUNC_netfilter + hook, kind, 0, 0));
 	return 1; /* NF_ACCEPT */
 }
 #endif

@@ -47,6 +47,16 @@ struct facts {
 #define FACTS_SNAPSHOT 0
 #define FACTS_PROCESS  1
 
+/* What a probe is. */
+#define KIND_ENTRY     1   /* the filter runs here */
+#define KIND_END       2   /* the sk_buff is freed here */
+#define KIND_NEIGHBOUR 4   /* the sk_buff has to be found through a neighbour */
+#define KIND_EXPAND    8   /* the sk_buff gets a buffer of its own (pskb_expand_head) */
+#define KIND_DEVICE    16  /* between two devices, or at one */
+#define KIND_RECEIVE   32  /* a driver hands the packet up */
+#define KIND_HOOK      64  /* netfilter: addresses may be translated */
+#define KIND_BIRTH     128 /* a sender's packet is new here */
+
 /* Set by the tracer: armed when every probe is in, until then nothing is recorded; closing when the capture
  * ends, then nothing new is taken up, but what is followed may come to its end. */
 #define DISARMED 0

@@ -46,7 +46,7 @@ NEEDS: tuple[Need, ...] = (
     *_plain("sk_buff", "mac_header", "network_header", "transport_header", "mac_len", "protocol"),
     *_plain("sk_buff", "vlan_proto", "vlan_tci"),
     *_plain("sk_buff", "vlan_present", required=False),  # until 6.1; since then vlan_proto or vlan_tci is 0
-    *_plain("sk_buff", "pkt_type", "cloned", "nohdr", "fclone"),
+    *_plain("sk_buff", "pkt_type", "cloned", "nohdr", "fclone", "head_frag"),
     *_plain("sk_buff", "_nfct", "_skb_refdst", required=False),
     *_plain("skb_shared_info", "dataref", "nr_frags", "gso_size", "gso_segs", "frag_list"),
     *_plain("net_device", "ifindex", "name", "type"),

@@ -33,8 +33,8 @@ PATH = np.dtype(
     [
         *((name, "u8") for name in ("flow", "skb", "seen")),
         *((name, "u4") for name in ("packet", "pid", "netns", "ifindex", "len", "mark")),
-        *((name, "u2") for name in ("snapshot", "link", "func")),
-        *((name, "u1") for name in ("protocol", "ignored")),
+        *((name, "u2") for name in ("snapshot", "func")),
+        *((name, "u1") for name in ("link", "protocol", "kind", "ignored")),
     ]
 )
 

@@ -43,8 +43,10 @@ SKBUFF = (
 SKBUFF_LARGEST = 1 << 20
 """All of that file's functions take less, in bytes; more means that the linker has scattered them."""
 
-# bpf/hop.h and bpf/probes.h
-ENTRY, END, NEIGHBOUR, EXPAND = 1, 2, 4, 8
+# bpf/records.h and bpf/probes.h
+ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE = 1, 2, 4, 8, 16, 32
+AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
+"""Layers in which a packet is at a device, or on its way from one to another."""
 NO_ARGUMENT = 15
 
 
@@ -148,10 +150,11 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         if name in ends or name == EXPANDS:
             continue  # the tracepoint shows the same, and the reason; the other comes below
         described = catalogue.find(name)
-        kind = ENTRY if _is_entry(request, described.entry if described else "") else 0
+        kind = _kind(request, catalogue.layer_of(name), described.entry if described else "")
         made.probes.append(_function(name, len(made.probes), kind, register, kernel, name in chosen.final))
     if EXPANDS in in_register:
         made.probes.append(_function(EXPANDS, len(made.probes), EXPAND, in_register[EXPANDS], kernel, False))
+        made.macros["EXPAND_PROBED"] = 1
     shown = {probe.name for probe in made.probes}
     for name, position in kernel.tracepoints.items():
         described_tracepoint = tracepoints.get(name)
@@ -211,6 +214,12 @@ def skbuff_macros(kernel: Kernel) -> dict[str, str]:
     }
 
 
+def _kind(request: Request, layer: str, entry: str) -> int:
+    kind = ENTRY if _is_entry(request, entry) else 0
+    kind |= DEVICE if layer in AT_DEVICES else 0
+    return kind | (RECEIVE if entry == "receive" and layer == "driver" else 0)
+
+
 def _is_entry(request: Request, entry: str) -> bool:
     return request.match == "every" or (request.match == "entry" and bool(entry))
 
@@ -232,7 +241,7 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
     if described is not None:
         role = described.role or ("drop" if described.drop else "consume" if described.final else "")
         role = role or (described.entry if described.entry in ("receive", "send") else "")
-        kind |= ENTRY if _is_entry(request, described.entry) else 0
+        kind |= _kind(request, described.layer, described.entry)
         if described.via:
             kind |= NEIGHBOUR
         if described.final:
@@ -249,6 +258,6 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
 
 def _tell_what_is_missing(made: Plan, chosen: Selection) -> None:
     for name, instead in chosen.stand_ins.items():
-        made.refused.append({"name": name, "why": "not on this kernel", "instead": instead})
+        made.refused.append({"name": name, "why": "not here under this name", "instead": instead})
     for name in chosen.missing:
-        made.refused.append({"name": name, "why": "not on this kernel", "instead": ""})
+        made.refused.append({"name": name, "why": "not here: inlined, of another kernel, or in a module that is not loaded", "instead": ""})

@@ -90,3 +90,60 @@ def test_long_filters_load_with_all_of_our_programs(lab: Lab) -> None:
         lab.run("client", ["python3", "-c", BLAST, lab.address("router"), "7103", "1"])
         cap.wait(packets=1, seconds=5)
     assert cap.packets["dport"].tolist() == [7103]
+
+
+def test_buffers_from_pages_are_reused_and_packets_stay_apart(lab: Lab) -> None:
+    """What a TAP device hands up lies in page fragments, which go without a word: the next packet takes the place."""
+    script = """
+import fcntl, os, socket, struct, subprocess, sys
+tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x1002))
+for command in ("addr add 10.9.0.1/24 dev tap0", "link set tap0 address 02:00:00:00:00:01 up"):
+    subprocess.run(["ip", *command.split()], check=True)
+open("/proc/sys/net/ipv4/conf/all/rp_filter", "w").write("0")
+readers = {}
+for port in (7110, 7111):
+    readers[port] = socket.socket(type=socket.SOCK_DGRAM)
+    readers[port].bind(("10.9.0.1", port))
+    readers[port].settimeout(2)
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(60):
+    port = 7110 + (n % 3 > 0)
+    udp = struct.pack("!HHHH", 1111, port, 13, 0) + b"n%04d" % n
+    ends = bytes((10, 9, 0, 2)), bytes((10, 9, 0, 1))
+    head = struct.pack("!BBHHHBBH4s4s", 69, 0, 20 + len(udp), n, 0, 64, 17, 0, *ends)
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    ip = head[:10] + struct.pack("!H", check) + head[12:]
+    os.write(tap, bytes.fromhex("0200000000010200000000020800") + ip + udp)
+    assert readers[port].recv(100) == b"n%04d" % n
+print("done", flush=True)
+"""
+    sender = lab.popen("client", ["python3", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert sender.stdin is not None
+    assert sender.stdout is not None
+    assert sender.stdout.readline() == "ready\n"
+    with Capture("udp port 7110") as cap:
+        sender.stdin.write("\n")
+        sender.stdin.flush()
+        assert sender.stdout.readline() == "done\n"
+    assert len(cap.packets) == 20
+    assert (cap.packets["dport"] == 7110).all()
+    assert cap.df["flow"].dropna().nunique() == 1
+
+
+def test_a_copied_buffer_carries_the_number_on(lab: Lab) -> None:
+    """TCP keeps what it sends, so the router has to copy a segment before it changes the TTL."""
+    serve = "import socket; s = socket.create_server(('', 7120)); print('up', flush=True); "
+    serve += "c, _ = s.accept(); c.sendall(c.recv(99))"
+    server = lab.popen("server", ["python3", "-c", serve], stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "up\n"
+    talk = "import socket, sys; c = socket.create_connection((sys.argv[1], 7120)); c.sendall(b'ping'); print(c.recv(9))"
+    with Capture("tcp dst port 7120 and tcp[13] & 2 != 0") as cap:
+        lab.run("client", ["python3", "-c", talk, lab.address("server")])
+    (syn,) = cap.packets.index
+    assert cap.packets.loc[syn, "namespaces"] == " > ".join(lab.names.values())
+    assert "nf_forward" in set(cap.df.loc[syn, "func"])

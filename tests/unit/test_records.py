@@ -62,7 +62,14 @@ def test_state() -> None:
     ("file", "prefix", "python"),
     [
         ("records.h", "EVENT_", schema.EVENT_FLAGS),
-        ("hop.h", "KIND_", {"entry": probes.ENTRY, "end": probes.END, "neighbour": probes.NEIGHBOUR}),
+        (
+            "records.h",
+            "KIND_",
+            {
+                name: getattr(probes, name.upper())
+                for name in ("entry", "end", "neighbour", "expand", "device", "receive")
+            },
+        ),
         ("records.h", "", {"disarmed": counters.DISARMED, "armed": counters.ARMED, "closing": counters.CLOSING}),
         ("records.h", "FACTS_", schema.FACTS_KINDS),
         ("packet.h", "PACKET_", {"ethernet": schema.LINKS["ethernet"], "raw": schema.LINKS["ip"]}),
