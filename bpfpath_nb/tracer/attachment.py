@@ -177,7 +177,9 @@ class Attachment:
         self._places = Places(request.namespaces)
         self._undo.callback(self._places.close)
         self._check_interfaces()
+        started = time.monotonic()
         self._program = Program(text)
+        self._timing = {"compile": time.monotonic() - started}
         self._undo.callback(self._program.close)
         self.counters = Counters(self._program)
         self.events = Ring(self._program.map("events").map_fd, request.events_ring, EVENT_DTYPE)
@@ -229,7 +231,10 @@ class Attachment:
         carried = "bpf_trace_run_ctx__bpf_cookie" in self._kernel.macros
         self._kprobes = Kprobes(load, None if carried else set_cookie)
         self._undo.callback(self._kprobes.close)
-        for name, why in self._kprobes.attach(targets).items():
+        started = time.monotonic()
+        refused = self._kprobes.attach(targets)
+        self._timing["kprobes"] = time.monotonic() - started
+        for name, why in refused.items():
             self._refuse(name, OSError(why))
         if self._kprobes.program is None:
             raise _NoKprobesError
