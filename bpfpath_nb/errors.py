@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from bpfpath_nb.printable import printable_lines
+
 
 class BpfpathError(Exception):
     """Base of all errors of bpfpath_nb."""
@@ -31,8 +33,12 @@ class BpfpathError(Exception):
 
     @staticmethod
     def from_record(record: dict[str, str]) -> BpfpathError:
-        """The error that `to_record` described; a `TracerError` where its type is unknown here."""
-        error = BpfpathError._types.get(record.get("type", ""), TracerError)(record.get("message", "unknown error"))
+        """The error that `to_record` described; a `TracerError` where its type is unknown here.
+
+        Another host wrote the message: nothing in it moves the cursor of the terminal that shows it.
+        """
+        message = printable_lines(record.get("message", "unknown error"))
+        error = BpfpathError._types.get(record.get("type", ""), TracerError)(message)
         error.reported = True
         return error
 

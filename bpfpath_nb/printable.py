@@ -23,3 +23,13 @@ def printable(text: str, limit: int = 256) -> str:
             for char in text
         )
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable_lines(text: str, limit: int = 4000) -> str:
+    r"""A message of several lines made printable, its line breaks and tabs kept.
+
+    >>> printable_lines("two\nlines\x1b[2J")
+    'two\nlines\\x1b[2J'
+    """
+    text = "\n".join(printable(line, limit) for line in text.replace("\r\n", "\n").expandtabs().split("\n"))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
