@@ -45,9 +45,10 @@ FUNCTIONS = [
 ]
 INDEX = {function["name"]: at for at, function in enumerate(FUNCTIONS)}
 REASONS = {"0": "SKB_NOT_DROPPED_YET", "1": "SKB_CONSUMED", "2": "SKB_DROP_REASON_NOT_SPECIFIED",
-           "3": "SKB_DROP_REASON_NO_SOCKET", "8": "SKB_DROP_REASON_NETFILTER_DROP"}  # fmt: skip
-HOOK, UDP_RCV = 0xFFFFFFFF81A00123, 0xFFFFFFFF81B00456
-LOCATIONS = [(HOOK, "nf_hook_slow", 0x23), (UDP_RCV, "__udp4_lib_rcv.constprop.0", 0x56)]
+           "3": "SKB_DROP_REASON_NO_SOCKET", "8": "SKB_DROP_REASON_NETFILTER_DROP",
+           "9": "SKB_DROP_REASON_OTHERHOST"}  # fmt: skip
+HOOK, UDP_RCV, TAP = 0xFFFFFFFF81A00123, 0xFFFFFFFF81B00456, 0xFFFFFFFF81C00789
+LOCATIONS = [(HOOK, "nf_hook_slow", 0x23), (UDP_RCV, "__udp4_lib_rcv.constprop.0", 0x56), (TAP, "packet_rcv", 0x89)]
 
 ENTRY, END, LAST, CLONE = (EVENT_FLAGS[name] for name in ("entry", "end", "last", "clone"))
 

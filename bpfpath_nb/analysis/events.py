@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bpfpath_nb.analysis.copies import Copies, find_copies
 from bpfpath_nb.printable import printable
-from bpfpath_nb.schema import EVENT, FACTS_DTYPE, TIME_LIMIT
+from bpfpath_nb.schema import EVENT, EVENT_FLAGS, FACTS_DTYPE, TIME_LIMIT
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.stream import Batch
 
@@ -137,6 +138,19 @@ class Events:
     def packet_of(self) -> npt.NDArray[np.int32]:
         """For each row the position of its packet in `packets`."""
         return np.repeat(np.arange(len(self.first), dtype=np.int32), self.counts)
+
+    @cached_property
+    def copies(self) -> Copies:
+        """The packets' sk_buffs, and which of them still live."""
+        flags = self.hops["flags"]
+        is_tcp = [function.name.startswith(("tcp_", "__tcp_")) for function in self.start.functions]
+        return find_copies(
+            self.packet_of,
+            self.hops["skb"],
+            flags & EVENT_FLAGS["end"] != 0,
+            flags & EVENT_FLAGS["last"] != 0,
+            np.array(is_tcp, bool)[self.hops["func"]] if is_tcp else np.zeros(len(self), bool),
+        )
 
     @cached_property
     def utc(self) -> npt.NDArray[np.int64]:

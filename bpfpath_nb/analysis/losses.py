@@ -78,17 +78,12 @@ def complete(events: Events) -> npt.NDArray[np.bool_]:
 
 
 def has_ended(events: Events) -> npt.NDArray[np.bool_]:
-    """Of each packet whether its end was seen: its data was freed, or the freeing of an sk_buff is its last hop.
+    """Of each packet whether its end was seen: its data was freed, or each of its sk_buffs.
 
-    The second alone would do, if a clone could not be freed while the packet itself waits in a queue; the first alone
-    would do, if the kernel's count of clones could be read at every place that frees.
+    The second alone would do, if every end were reported; the first alone would do, if the kernel's count of clones
+    could be read at every place that frees.
     """
-    flags = events.hops["flags"]
-    if not len(events):
-        return np.empty(0, bool)
-    ended = np.asarray(flags[events.last] & EVENT_FLAGS["end"] != 0)
-    ended[events.packet_of[np.flatnonzero(flags & EVENT_FLAGS["last"])]] = True
-    return ended
+    return np.asarray(events.copies.living == 0)
 
 
 def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:

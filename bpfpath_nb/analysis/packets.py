@@ -1,21 +1,27 @@
 """The frame of packets: one row per packet, and what became of it.
 
-A packet has one or more sk_buffs (a tap or a multicast gets clones of it, a local receiver may read one while another
-is freed), and each of them ends somewhere. The verdict on the packet follows from all its hops, by what the functions
-do (`role` of the start record), the first of these that is true:
+A packet has one or more sk_buffs (`copies`): a packet socket or a multicast gets clones of it, a bridge that floods
+sends one through each port, and each of them ends somewhere. The verdict on the packet follows from all its hops, by
+what the functions do (`role` of the start record), the first of these that is true:
 
 delivered    a hop handed its data to the owner of a socket (role `deliver`), or it was freed where such an owner has
-             read it (`readers` of the start record), or the tracer found that it had been read (`reads`): not every
-             kernel tells of the reading itself.
-dropped      an sk_buff of it was freed (flag `end`) by a function of the role `drop`, and the reason does not say that
-             it was used as meant. Kernels before 5.17 give no reason; there each such end is a drop.
-sent         its end was seen, and after the last hop that handed it to a driver (`transmit`) no driver handed it up
-             again (`receive`): it left this machine, or what we see of it. Across a veth pair it is received again,
-             so it goes on. A capture of some namespaces only does not see the end of what left them; there handing it
-             to a driver is enough.
-consumed     its end was seen otherwise: a protocol or a local process used it up, such as an ARP request.
-unfinished   its end was not seen: it waits in a queue, the capture stopped before, or the event was lost (see
-             `complete`).
+             read it (`readers` of the start record). The reading of a clone does not count where another copy was
+             dropped: so a packet socket that saw a packet does not hide that it got no further. (Of a multicast to
+             several sockets this shows the one that did not get it.)
+dropped      a copy was freed (flag `end`) by a function of the role `drop`, the reason does not say that it was used
+             as meant, and no other copy lives. Kernels before 5.17 give no reason; there each such end is a drop.
+             Ends of bystanders do not count beside those of other copies: a copy that a bridge flooded to another
+             host (OTHERHOST), or a packet socket's (PACKET_SOCK_ERROR, or freed in its receiving function).
+delivered    the tracer found that it had been read (`reads`): not every kernel tells of the reading itself.
+sent         a copy's end was seen, no other copy lives, and after the last hop that handed it to a driver
+             (`transmit`) no driver handed it up again (`receive`): it left this machine, or what we see of it. Across
+             a veth pair it is received again, so it goes on. A capture of some namespaces only does not see the end
+             of what left them; there handing it to a driver is enough.
+consumed     all ends were seen, not all of them of bystanders: a protocol or a local process used it up, such as an
+             ARP request. Where all were of bystanders, the packet is dropped if one of these was.
+unfinished   a copy's end was not seen: it waits in a queue, the capture stopped before, or the event was lost (see
+             `complete`). A copy that was dropped meanwhile shows in the frame of hops only. What TCP keeps to send
+             again is no copy in this sense.
 
 `where` is the function of the hop that decided; for an end that is the function which gave the packet up or was done
 with it, which is known by its address, and not the freeing function itself.
@@ -24,6 +30,7 @@ with it, which is known by its address, and not the freeing function itself.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +46,12 @@ from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.schema import EVENT_FLAGS, PACKETS, ROLES, VERDICTS
 
 _ROLES: Final = tuple(ROLES)
+
+_BYSTANDERS: Final = frozenset({"OTHERHOST", "PACKET_SOCK_ERROR"})
+"""Drop reasons that say of one copy that it was not for this host or socket, and nothing of the packet."""
+
+_TAPS: Final = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv", "packet_rcv_fanout"})
+"""Functions that take a clone for a packet socket (net/packet/af_packet.c)."""
 
 
 def packets_frame(events: Events, flows: Flows) -> pd.DataFrame:
@@ -96,28 +109,82 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     def is_role(name: str) -> npt.NDArray[np.bool_]:
         return np.asarray(role == _ROLES.index(name))
 
+    copies = events.copies
+    of_packet, several = events.packet_of, copies.several
     is_end = hops["flags"] & EVENT_FLAGS["end"] != 0
     is_drop = is_role("drop") & is_end
-    number, which = np.unique(hops["reason"][is_drop], return_inverse=True)
-    is_drop[is_drop] = np.array([start.is_drop_reason(int(value)) for value in number], bool)[which.reshape(-1)]
-    delivered = last_with(is_role("deliver") | is_end & _freed_by_reader(events))
-    dropped = last_with(is_drop)
-    transmitted, received = last_with(is_role("transmit")), last_with(is_role("receive"))
+    is_drop &= _by_number(hops["reason"], is_drop, start.is_drop_reason)
+    bystander = is_end & _freed_in(events, _TAPS)
+    bystander |= _by_number(hops["reason"], is_drop, lambda number: start.reason(number) in _BYSTANDERS)
+    bystander &= several[of_packet]
+    # Whether no copy lives but, perhaps, the row's own.
+    alone = (copies.living[copies.packet] == copies.lives)[copies.of]
+
+    real = is_drop & ~bystander
+    reading = is_role("deliver") | is_end & _freed_in(events, start.readers)
+    aside = np.flatnonzero(reading & several[of_packet] & (hops["flags"] & EVENT_FLAGS["clone"] != 0))
+    reading[aside[_dropped_elsewhere(events, np.flatnonzero(real), aside)]] = False
+
     ended = has_ended(events)
-    last_end = np.where(ended, last_with(is_end), -1)
+    delivered, dropped = last_with(reading), last_with(real & alone)
     read = np.isin(events.packets, np.array(sorted(events.reads), np.uint32))
-    left = ended | bool(start.options.get("namespaces"))
-    cases = [delivered >= 0, dropped >= 0, read, left & (transmitted > received), ended]
-    verdict = np.select(cases, [0, 1, 0, 2, 3], 4).astype(np.int8)
-    deciding = np.select(cases, [delivered, dropped, events.last, transmitted, last_end], events.last)
+    sent = _left(events, is_role("transmit"), is_role("receive"), everywhere=not start.options.get("namespaces"))
+    used, passed_by, last_end = last_with(is_end & ~bystander), last_with(is_drop & bystander), last_with(is_end)
+    cases = [delivered >= 0, dropped >= 0, read, sent >= 0, ended & (used < 0) & (passed_by >= 0), ended]
+    verdict = np.select(cases, [0, 1, 0, 2, 1, 3], 4).astype(np.int8)
+    used = np.where(used < 0, last_end, used)
+    deciding = np.select(cases, [delivered, dropped, events.last, sent, passed_by, used], events.last)
     # An end without the flag `end` before it cannot be, but the stream is not to be trusted.
     return verdict, np.where(deciding < 0, events.last, deciding)
 
 
-def _freed_by_reader(events: Events) -> npt.NDArray[np.bool_]:
+def _by_number(
+    numbers: npt.NDArray[Any], rows: npt.NDArray[np.bool_], holds: Callable[[int], bool]
+) -> npt.NDArray[np.bool_]:
+    """Of the marked rows those of whose number something holds, asked once for each number."""
+    found = np.zeros(len(rows), bool)
+    number, which = np.unique(numbers[rows], return_inverse=True)
+    found[rows] = np.array([holds(int(value)) for value in number], bool)[which.reshape(-1)]
+    return found
+
+
+def _dropped_elsewhere(
+    events: Events, drops: npt.NDArray[np.intp], rows: npt.NDArray[np.intp]
+) -> npt.NDArray[np.bool_]:
+    """Of some rows whether a copy of the packet other than the row's own was dropped."""
+    copies = events.copies
+    dropped = np.zeros(len(copies.packet), bool)
+    dropped[copies.of[drops]] = True
+    count = np.bincount(copies.packet[dropped], minlength=len(copies.several))
+    return np.asarray(count[events.packet_of[rows]] > dropped[copies.of[rows]])
+
+
+def _left(
+    events: Events, transmits: npt.NDArray[np.bool_], receives: npt.NDArray[np.bool_], *, everywhere: bool
+) -> npt.NDArray[np.intp]:
+    """Of each packet the row in which a copy was handed to a driver that did not hand it up again; -1 for none.
+
+    No other copy may live. The copy's own end must have been seen, unless not `everywhere` is captured.
+    """
+    copies = events.copies
+    transmitted, received = np.full((2, len(copies.packet)), -1, np.intp)
+    for found, rows in ((transmitted, np.flatnonzero(transmits)), (received, np.flatnonzero(receives))):
+        found[copies.of[rows]] = rows
+    out = transmitted > received
+    lives = copies.lives if everywhere else copies.lives & ~out
+    waiting = np.bincount(copies.packet[lives], minlength=len(copies.several))
+    left = np.flatnonzero(out & (waiting[copies.packet] == 0))
+    row = np.full(len(copies.several), -1, np.intp)
+    np.maximum.at(row, copies.packet[left], transmitted[left])
+    return row
+
+
+def _freed_in(events: Events, functions: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Of each hop whether it freed the packet for one of these functions."""
+    wanted = frozenset(functions)
     location = events.hops["location"]
-    readers = [at for at, (symbol, _) in events.locations.items() if symbol in events.start.readers]
-    return np.isin(location, np.array(readers, np.uint64)) if readers else np.zeros(len(location), np.bool_)
+    addresses = [at for at, (symbol, _) in events.locations.items() if symbol in wanted]
+    return np.isin(location, np.array(addresses, np.uint64)) if addresses else np.zeros(len(location), np.bool_)
 
 
 def paths(events: Events) -> names.Named:

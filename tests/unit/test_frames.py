@@ -12,14 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import (
     CLIENT,
+    CLONE,
     END,
     ENTRY,
+    FUNCTIONS,
+    HOOK,
     INDEX,
     KINDS,
     LAST,
     MONOTONIC,
     REALTIME,
     ROUTER,
+    TAP,
     UDP_RCV,
     VERDICT,
     capture,
@@ -176,6 +180,83 @@ def test_each_kind_of_packet_gets_its_verdict():
 def test_the_rules_of_the_verdict(hops, verdict, where):
     packet = of_hops(*hops, readers=["__udp4_lib_rcv"]).packets.loc[1]
     assert (packet["verdict"], packet["where"]) == (verdict, where)
+
+
+B = 0xFFFF888000000100
+TCP_FUNCTIONS = [*FUNCTIONS, {"name": "tcp_retransmit_skb", "layer": "transport", "probe": "kprobe"}]
+
+
+def of_b(name: str, flags: int = 0, **fields: int) -> dict[str, int]:
+    return hop(name, flags | CLONE, skb=B, **fields)
+
+
+SEEN = [hop("netif_receive_skb", ENTRY), of_b("netif_receive_skb")]
+OTHERHOST = of_b("kfree_skb", END, reason=9)
+TAPPED = of_b("consume_skb", END, location=TAP)
+FILTERED = hop("kfree_skb", END | LAST, reason=8, location=HOOK)
+
+
+@pytest.mark.parametrize(
+    ("hops", "verdict", "where"),
+    [
+        pytest.param([*SEEN, OTHERHOST], "unfinished", "kfree_skb", id="flooded, the target's waits"),
+        pytest.param([OTHERHOST, *SEEN[:1], hop("consume_skb", END)], "consumed", "consume_skb", id="target used it"),
+        pytest.param([*SEEN, hop("consume_skb", END), OTHERHOST], "consumed", "consume_skb", id="bystander's end last"),
+        pytest.param(
+            [*SEEN, hop("skb_copy_datagram_iovec", CLONE), OTHERHOST], "delivered", "skb_copy_datagram_iovec", id="read"
+        ),
+        pytest.param(
+            [*SEEN, hop("net_dev_start_xmit"), hop("consume_skb", END), OTHERHOST], "sent", "net_dev_start_xmit",
+            id="sent on by the target",
+        ),
+        pytest.param(
+            [hop("net_dev_start_xmit"), of_b("net_dev_start_xmit"), of_b("netif_rx"), hop("consume_skb", END)],
+            "unfinished", "consume_skb", id="sent through one port, waits at the other",
+        ),
+        pytest.param([hop("kfree_skb", END | LAST, reason=9)], "dropped", "kfree_skb", id="alone, for another host"),
+        pytest.param([*SEEN, hop("kfree_skb", END, reason=9), OTHERHOST], "dropped", "kfree_skb", id="for nobody here"),
+        pytest.param([*SEEN, TAPPED, hop("kfree_skb", END, reason=9)], "dropped", "kfree_skb", id="tap saw another's"),
+        pytest.param([*SEEN, TAPPED, FILTERED], "dropped", "nf_hook_slow", id="a tap saw what was filtered"),
+        pytest.param([*SEEN, FILTERED, TAPPED], "dropped", "nf_hook_slow", id="the tap's end comes later"),
+        pytest.param([*SEEN, TAPPED], "unfinished", "packet_rcv", id="tapped, and waits"),
+        pytest.param(
+            [*SEEN, hop("skb_copy_datagram_iovec", CLONE), of_b("kfree_skb", END, location=TAP)],
+            "delivered", "skb_copy_datagram_iovec", id="the tap is full, and the kernel gives no reason",
+        ),
+        pytest.param(
+            [*SEEN, hop("kfree_skb", END, reason=8), of_b("skb_copy_datagram_iovec"), of_b("consume_skb", END)],
+            "dropped", "kfree_skb", id="a packet socket read what was dropped",
+        ),
+        pytest.param(
+            [*SEEN, hop("kfree_skb", END, reason=8), of_b("consume_skb", END, location=UDP_RCV)],
+            "dropped", "kfree_skb", id="the same, seen by its end",
+        ),
+        pytest.param([*SEEN, of_b("kfree_skb", END, reason=8)], "unfinished", "kfree_skb", id="one of two is dropped"),
+        pytest.param(
+            [*SEEN, of_b("kfree_skb", END, reason=8), hop("consume_skb", END)], "dropped", "kfree_skb", id="both ended"
+        ),
+        pytest.param(
+            [{"func": len(FUNCTIONS)}, of_b("net_dev_start_xmit"), of_b("consume_skb", END)], "sent",
+            "net_dev_start_xmit", id="TCP keeps it until it is acknowledged",
+        ),
+        pytest.param([{"func": len(FUNCTIONS)}], "unfinished", "tcp_retransmit_skb", id="only what TCP keeps was seen"),
+        pytest.param(
+            [*SEEN, TAPPED, of_b("netif_rx"), hop("consume_skb", END)], "unfinished", "consume_skb",
+            id="the address of the tap's copy is used again",
+        ),
+    ],
+)  # fmt: skip
+def test_the_copies_of_a_packet_have_one_verdict(hops, verdict, where):
+    made = of_hops(*hops, functions=TCP_FUNCTIONS, readers=["__udp4_lib_rcv"])
+    packet = made.packets.loc[1]
+    assert (packet["verdict"], packet["where"]) == (verdict, where)
+    assert pd.isna(packet["reason"]) == (verdict != "dropped")
+
+
+def test_of_some_namespaces_a_copy_that_left_them_is_sent():
+    hops = [*SEEN, hop("net_dev_start_xmit"), TAPPED]
+    for namespaces, verdict in ((None, "unfinished"), (["client"], "sent")):
+        assert of_hops(*hops, options={"namespaces": namespaces}).packets.loc[1, "verdict"] == verdict
 
 
 def test_a_packet_of_which_only_the_reading_was_told_is_delivered():
