@@ -1,5 +1,5 @@
 """`bpfpath` on a shell: `bpfpath FILTER` prints packets and their paths as they end, `bpfpath doctor` the state of
-the machine.
+the machine, `bpfpath vm KERNEL -- COMMAND` runs a command on another kernel.
 
 A thin layer over `Capture`, `Recording` and `doctor`: options in, text out. Errors of ours are one paragraph on
 standard error and exit status 1, mistakes on the command line exit status 2, as argparse does it. What is printed is
@@ -28,17 +28,24 @@ examples:
   bpfpath 'tcp port 443' -d 10 -o tls.parquet
   bpfpath icmp -c 4                        four packets, then end
   bpfpath doctor                           what works on this machine, and what mends the rest
+  bpfpath vm 6.12 -- bpfpath icmp -c 4     the same on another kernel; bpfpath vm list names them
 """
-_LOOK_EVERY = 0.5  # seconds between two looks at what arrived
-_SETTLED = 0.5  # seconds after which a packet without a new hop counts as shown in full
+_LOOK_EVERY = 0.5  # seconds between two looks at what arrived, at least
+_REST = 4.0  # and so many times what the last look took, so that long captures are not busy with looking
+_PATHS_PER_LOOK = 50  # more cannot be read, and writing them would take longer than the packets did
+_TABLE_ROWS = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # A word of its own, not a filter: no filter of libpcap's begins with it.
-        return _doctor(words[1:]) if words[:1] == ["doctor"] else _trace(_options(words))
+        # Words of their own, not filters: no filter of libpcap's begins with one.
+        if words[:1] == ["doctor"]:
+            return _doctor(words[1:])
+        if words[:1] == ["vm"]:
+            return _vm(words[1:])
+        return _trace(_options(words))
     except BpfpathError as error:
         # As it is: the message of a filter's error has a line that marks the place.
         print(f"bpfpath: {error}", file=sys.stderr)
@@ -84,6 +91,40 @@ def _doctor(words: Sequence[str]) -> int:
     return 0 if found.able else 1
 
 
+def _vm(words: Sequence[str]) -> int:
+    from bpfpath_nb.lab import kernels, vm
+
+    parser = argparse.ArgumentParser(
+        prog="bpfpath vm",
+        usage="bpfpath vm [--memory SIZE] [--cpus N] KERNEL -- COMMAND ...\n"
+        "       bpfpath vm list\n"
+        "       bpfpath vm fetch [KERNEL ...]",
+        description="Run a command on a stock Debian kernel in a virtual machine over this machine's own files. It "
+        "runs as root in the working directory, which is shared; whatever else it changes is gone afterwards. Its "
+        "output, exit status and Ctrl-C are passed through. `list` shows which kernels there are, `fetch` gets their "
+        "newest releases (a kernel that is not here is fetched when it is first run).",
+    )
+    parser.add_argument("--memory", default="2G", metavar="SIZE", help="of the machine (default: 2G)")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="of the machine (default: 2)")
+    parser.add_argument("kernel", nargs="+", metavar="KERNEL", help=f"{', '.join(kernels.SOURCES)}")
+    ours, dashes, command = list(words), "--" in words, []
+    if dashes:
+        ours, command = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
+    options = parser.parse_args(ours)
+    first, *rest = options.kernel
+    if not dashes and first == "list" and not rest:
+        print(kernels.table())
+        return 0
+    if not dashes and first == "fetch":
+        for name in rest or kernels.SOURCES:
+            with kernels.held(kernels.find(name), newest=True) as kernel:
+                print(f"{kernel.name}: {kernel.release}")
+        return 0
+    if rest or not command:
+        parser.error("write one kernel, two dashes and the command: bpfpath vm 6.12 -- uname -r")
+    return vm.run(first, command, memory=options.memory, cpus=options.cpus)
+
+
 def _trace(options: argparse.Namespace) -> int:
     from bpfpath_nb.capture import Capture
 
@@ -113,25 +154,29 @@ def _trace(options: argparse.Namespace) -> int:
 
 
 def _follow(capture: Capture, *, quiet: bool) -> None:
-    """Print each packet's path once, when nothing more has been heard of it for a moment, until the capture ends."""
-    shown: set[int] = set()
-    hops: dict[int, int] = {}
-    changed: dict[int, float] = {}
+    """Print packets' paths until the capture ends, each once, when it has no more hops than at the last look.
+
+    Of many packets at a time only some are printed, and how many were left out, so as to keep up with them.
+    """
+    import pandas as pd
+
+    done, before = pd.Index([]), pd.Series(dtype="uint32")
     while True:
         ended = capture.status.state != "capturing"
+        began = time.monotonic()
         if not quiet:
             recording = capture.recording
-            now = time.monotonic()
-            packets = recording.packets
-            for packet, count in zip(packets.index.tolist(), packets["hops"].tolist(), strict=True):
-                if hops.get(packet) != count:
-                    hops[packet], changed[packet] = count, now
-                if packet not in shown and (ended or now - changed[packet] > _SETTLED):
-                    shown.add(packet)
-                    print(recording.text(packet), flush=True)
+            hops = recording.packets["hops"]
+            settled = hops if ended else hops[hops == before.reindex(hops.index, fill_value=0)]
+            new, before = settled.index.difference(done), hops
+            done = done.union(new)
+            for packet in new[:_PATHS_PER_LOOK]:
+                print(recording.text(packet), flush=True)
+            if left_out := len(new[_PATHS_PER_LOOK:]):
+                print(f"... and {left_out} more packets, too many to print; -o FILE keeps them all", flush=True)
         if ended:
             return
-        capture.wait(seconds=_LOOK_EVERY)
+        capture.wait(seconds=max(_LOOK_EVERY, _REST * (time.monotonic() - began)))
 
 
 def _summarise(recording: Recording) -> None:
@@ -139,8 +184,10 @@ def _summarise(recording: Recording) -> None:
     packets = recording.packets
     if packets.empty:
         print("no packet matched")
-    else:
-        print(packets[columns].to_string())
+        return
+    print(packets[columns].head(_TABLE_ROWS).to_string())
+    if len(packets) > _TABLE_ROWS:
+        print(f"... and {len(packets) - _TABLE_ROWS} more packets")
 
 
 if __name__ == "__main__":
