@@ -109,6 +109,8 @@ class Attachment:
         Finds out which packets were read.
     devices
         Rows of `schema.DEVICES` that were not told yet.
+    refused
+        What was asked for and cannot be traced here; it grows while places come.
     counted
         Descriptors of the programs whose skipped runs lose a hop.
 
@@ -142,7 +144,7 @@ class Attachment:
             "filter": self._request.filter,
             "options": self._request.record(),
             "functions": [probe.record() for probe in self._plan.probes],
-            "refused": self._refused,
+            "refused": self.refused,
             "reasons": {str(number): name for number, name in self._kernel.reasons.items()},
             "readers": sorted(self._kernel.catalogue.readers),
             "ladder": {
@@ -163,6 +165,7 @@ class Attachment:
         self._looked_for |= seen
         for change in self._places.changes(unknown=unknown):
             self._follow(change)
+        self._tell_unreachable()
 
     # -- the steps of attaching
 
@@ -171,9 +174,10 @@ class Attachment:
         self.devices: list[tuple[int, int, int, str]] = []
         self.counted: list[int] = []
         self._looked_for: set[int] = {0}
+        self._told: set[int] = set()
         self._has_cookies = COOKIES in self._kernel.macros
         text, self._plan = unit(request, self._kernel, with_kprobes=with_kprobes)
-        self._refused = self._plan.refused
+        self.refused = self._plan.refused
         self._places = Places(request.namespaces)
         self._undo.callback(self._places.close)
         self._check_interfaces()
@@ -280,14 +284,20 @@ class Attachment:
             self._undo.callback(self._tc.close)
         for namespace in list(self._places.known.values()):
             self._join(namespace)
-        for inum, name in self._places.unreachable.items():
-            self._refuse(f"tc in {name}", OSError("the namespace may not be entered"))
-            self.devices.append((time.monotonic_ns(), inum, 0, name))
+        self._tell_unreachable()
 
     def _refuse(self, name: str, error: OSError, instead: str = "") -> None:
-        self._refused.append({"name": name, "why": str(error), "instead": instead})
+        self.refused.append({"name": name, "why": str(error), "instead": instead})
 
     # -- places that come and go
+
+    def _tell_unreachable(self) -> None:
+        """Say once of every namespace that cannot be watched why not."""
+        for inum, (name, why) in self._places.unreachable.items():
+            if inum not in self._told:
+                self._told.add(inum)
+                self._refuse(f"tc in {name}", OSError(why))
+                self.devices.append((time.monotonic_ns(), inum, 0, name))
 
     def _join(self, namespace: Namespace) -> None:
         self.devices.append((time.monotonic_ns(), namespace.inum, 0, namespace.name))
@@ -328,5 +338,12 @@ class Attachment:
         try:
             self._tc.attach(namespace, ifindex)
         except OSError as error:
-            if ifindex in namespace.list_devices():  # else it went as it came
+            if _is_there(namespace, ifindex):  # else it went as it came
                 self._refuse(f"tc on {name} in {namespace.name}", error)
+
+
+def _is_there(namespace: Namespace, ifindex: int) -> bool:
+    try:
+        return ifindex in namespace.list_devices()
+    except OSError:
+        return True  # what cannot be asked is not known to be gone

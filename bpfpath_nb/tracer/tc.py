@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,8 +108,11 @@ class Clsact:
         """See `Attacher`."""
         if (namespace.inum, ifindex) in self._attached:
             return
-        remove_leftovers(namespace, ifindex)
-        netlink = namespace.netlink
+        with namespace.netlink() as netlink:
+            remove_filters(netlink, ifindex, _is_orphan)
+            self._add(netlink, namespace, ifindex)
+
+    def _add(self, netlink: Any, namespace: Namespace, ifindex: int) -> None:
         made = False
         try:
             netlink.tc("add", "clsact", ifindex)
@@ -128,7 +131,8 @@ class Clsact:
                     fd=self._programs[direction], name=name, parent=PARENTS[direction], classid=1, direct_action=True,
                 )  # fmt: skip
         except Exception as error:
-            self._remove(namespace, ifindex)
+            self._attached.pop((namespace.inum, ifindex))
+            self._remove(netlink, ifindex)
             raise _as_os_error(error) from error
 
     def detach(self, namespace: Namespace, ifindex: int | None) -> None:
@@ -139,22 +143,16 @@ class Clsact:
     def close(self) -> None:
         """See `Attacher`."""
         for (_, ifindex), namespace in reversed(list(self._attached.items())):
-            with suppress(OSError):
-                self._remove(namespace, ifindex)
+            with suppress(OSError), namespace.netlink() as netlink:
+                self._remove(netlink, ifindex)
+        self._attached.clear()
 
-    def _remove(self, namespace: Namespace, ifindex: int) -> None:
-        self._attached.pop((namespace.inum, ifindex), None)
-        remove_filters(namespace, ifindex, lambda name: name.startswith(self._name + ":"))
-
-
-def remove_leftovers(namespace: Namespace, ifindex: int) -> None:
-    """Take away the filters of tracers that are gone."""
-    remove_filters(namespace, ifindex, _is_orphan)
+    def _remove(self, netlink: Any, ifindex: int) -> None:
+        remove_filters(netlink, ifindex, lambda name: name.startswith(self._name + ":"))
 
 
-def remove_filters(namespace: Namespace, ifindex: int, mine: Any) -> None:
+def remove_filters(netlink: Any, ifindex: int, mine: Callable[[str], bool]) -> None:
     """Remove the filters of ours whose name `mine` accepts, and the qdisc where it was ours and is empty now."""
-    netlink = namespace.netlink
     filters = _filters(netlink, ifindex)
     chosen = [(parent, message, name) for parent, message, name in filters if name.startswith(PREFIX) and mine(name)]
     for parent, message, _ in chosen:
