@@ -5,9 +5,9 @@ sends one through each port, and each of them ends somewhere. The verdict on the
 what the functions do (`role` of the start record), the first of these that is true:
 
 delivered    a hop handed its data to the owner of a socket (role `deliver`), or it was freed where such an owner has
-             read it (`readers` of the start record). The reading of a clone does not count where another copy was
-             dropped: so a packet socket that saw a packet does not hide that it got no further. (Of a multicast to
-             several sockets this shows the one that did not get it.)
+             read it (`readers` of the start record). Where another copy was dropped, the reading of a clone counts
+             only if its end shows that it was no packet socket's: one that saw a packet does not hide that it got
+             no further. A raw socket (ping) is meant by what it reads, a packet socket only looks on.
 dropped      a copy was freed (flag `end`) by a function of the role `drop`, the reason does not say that it was used
              as meant, and no other copy lives. Kernels before 5.17 give no reason; there each such end is a drop.
              Ends of bystanders do not count beside those of other copies: a copy that a bridge flooded to another
@@ -52,6 +52,9 @@ _BYSTANDERS: Final = frozenset({"OTHERHOST", "PACKET_SOCK_ERROR"})
 
 _TAPS: Final = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv", "packet_rcv_fanout"})
 """Functions that take a clone for a packet socket (net/packet/af_packet.c)."""
+
+_TAP_READERS: Final = frozenset({"packet_recvmsg", "skb_free_datagram", "__skb_free_datagram_locked"})
+"""Functions that free what a packet socket's owner has read."""
 
 
 def packets_frame(events: Events, flows: Flows) -> pd.DataFrame:
@@ -122,7 +125,10 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
 
     real = is_drop & ~bystander
     reading = is_role("deliver") | is_end & _freed_in(events, start.readers)
-    aside = np.flatnonzero(reading & several[of_packet] & (hops["flags"] & EVENT_FLAGS["clone"] != 0))
+    meant = np.zeros(len(copies.packet), bool)
+    meant[copies.of[is_end & _freed_in(events, start.readers - _TAP_READERS)]] = True
+    aside = reading & several[of_packet] & (hops["flags"] & EVENT_FLAGS["clone"] != 0)
+    aside = np.flatnonzero(aside & ~meant[copies.of])
     reading[aside[_dropped_elsewhere(events, np.flatnonzero(real), aside)]] = False
 
     ended = has_ended(events)

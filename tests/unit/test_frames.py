@@ -21,9 +21,11 @@ from streams import (
     KINDS,
     LAST,
     MONOTONIC,
+    RAW_READ,
     REALTIME,
     ROUTER,
     TAP,
+    TAP_READ,
     UDP_RCV,
     VERDICT,
     capture,
@@ -192,6 +194,7 @@ def of_b(name: str, flags: int = 0, **fields: int) -> dict[str, int]:
 
 SEEN = [hop("netif_receive_skb", ENTRY), of_b("netif_receive_skb")]
 OTHERHOST = of_b("kfree_skb", END, reason=9)
+READ_B = of_b("skb_copy_datagram_iovec")
 TAPPED = of_b("consume_skb", END, location=TAP)
 FILTERED = hop("kfree_skb", END | LAST, reason=8, location=HOOK)
 
@@ -224,12 +227,16 @@ FILTERED = hop("kfree_skb", END | LAST, reason=8, location=HOOK)
             "delivered", "skb_copy_datagram_iovec", id="the tap is full, and the kernel gives no reason",
         ),
         pytest.param(
-            [*SEEN, hop("kfree_skb", END, reason=8), of_b("skb_copy_datagram_iovec"), of_b("consume_skb", END)],
+            [*SEEN, hop("kfree_skb", END, reason=8), READ_B, of_b("consume_skb", END)],
             "dropped", "kfree_skb", id="a packet socket read what was dropped",
         ),
         pytest.param(
-            [*SEEN, hop("kfree_skb", END, reason=8), of_b("consume_skb", END, location=UDP_RCV)],
-            "dropped", "kfree_skb", id="the same, seen by its end",
+            [*SEEN, hop("kfree_skb", END, reason=8), READ_B, of_b("consume_skb", END, location=TAP_READ)],
+            "dropped", "kfree_skb", id="the same, and its end tells",
+        ),
+        pytest.param(
+            [*SEEN, hop("kfree_skb", END, reason=3), READ_B, of_b("consume_skb", END, location=RAW_READ)],
+            "delivered", "raw_recvmsg", id="ping reads a clone, the rest finds no socket",
         ),
         pytest.param([*SEEN, of_b("kfree_skb", END, reason=8)], "unfinished", "kfree_skb", id="one of two is dropped"),
         pytest.param(
@@ -247,7 +254,7 @@ FILTERED = hop("kfree_skb", END | LAST, reason=8, location=HOOK)
     ],
 )  # fmt: skip
 def test_the_copies_of_a_packet_have_one_verdict(hops, verdict, where):
-    made = of_hops(*hops, functions=TCP_FUNCTIONS, readers=["__udp4_lib_rcv"])
+    made = of_hops(*hops, functions=TCP_FUNCTIONS, readers=["packet_recvmsg", "raw_recvmsg"])
     packet = made.packets.loc[1]
     assert (packet["verdict"], packet["where"]) == (verdict, where)
     assert pd.isna(packet["reason"]) == (verdict != "dropped")
