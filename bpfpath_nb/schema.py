@@ -11,10 +11,10 @@ The tracer's standard output is one Arrow IPC stream per capture. The metadata o
 key `bpfpath_nb`, the start record as JSON (see `START_RECORD`). Each record batch is a run of events (`EVENT`), in
 the order in which the ring buffer held them: by time on each CPU, nearly so across CPUs. What goes beside the events
 travels in the batch's custom metadata: each side table (`SIDE_TABLES`) that has new rows, as the bytes of an Arrow
-IPC stream of its own under the table's name, and `counters`, the present value of every counter as JSON. A batch may
-have no events and only metadata. The last batch's metadata has `end`, a JSON object with `reason` (stopped, duration,
-packets, max_events, interrupted, error) and `time`. A capture that could not start is a stream without batches whose
-start record has the key `error`.
+IPC stream of its own under the table's name, `counters`, the present value of every counter as JSON, and `refused`,
+more rows for that list of the start record, as JSON. A batch may have no events and only metadata. The last batch's
+metadata has `end`, a JSON object with `reason` (stopped, duration, packets, max_events, interrupted, error) and
+`time`. A capture that could not start is a stream without batches whose start record has the key `error`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def document(columns: Sequence[Column], indent: int = 8) -> str:
     return "\n".join(" " * indent + line for line in (rule, lines[0], rule, *lines[1:], rule))
 
 
-# What the BPF programs write, field by field; `struct event` of bpf/path.h, 64 bytes, no padding.
+# What the BPF programs write, field by field; `struct event` of bpf/records.h, 64 bytes, no padding.
 EVENT: Final = (
     Column("time", "uint64", "when the hop began, by the kernel's monotonic clock", "ns"),
     Column("skb", "uint64", "address of the sk_buff"),
@@ -85,7 +85,7 @@ EVENT_FLAGS: Final = {
 }
 
 # Second ring: what is told once per packet, or again when its flow changed, and the names of processes. `struct facts`
-# of bpf/path.h, 160 bytes, no padding. In the stream a row of kind 1 becomes a row of PROCESSES.
+# of bpf/records.h, 160 bytes, no padding. In the stream a row of kind 1 becomes a row of PROCESSES.
 FACTS: Final = (
     Column("time", "uint64", "when it was taken, by the kernel's monotonic clock", "ns"),
     Column("packet", "uint32", "number of the packet; for a process name (kind 1) the pid"),
@@ -155,6 +155,7 @@ START_RECORD: Final = {
     "reasons": "drop reason number (as a string) -> name, by the running kernel",
     "readers": "list of functions that free a packet when the owner of its socket has read it: an end there is a "
     "delivery",
+    "timing": "seconds that compiling the probes and attaching the kprobes took",
     "ladder": "which rung of attaching is in use: kprobe.multi, kprobe or tracepoint, and for TC tcx or clsact",
     "clock": "{monotonic, realtime}: the same instant by both clocks, in ns",
     "error": "only where the capture could not start: {type, message}",

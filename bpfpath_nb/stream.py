@@ -46,6 +46,9 @@ METADATA_KEY: Final = b"bpfpath_nb"
 MESSAGE_LIMIT: Final = 1 << 28
 """Most bytes that one message may claim. A run of events is far smaller; a broken length would ask for gigabytes."""
 
+REQUEST_LIMIT: Final = 1 << 20
+"""Most bytes that a request to the tracer may have; a list of all functions of a kernel is a small part of it."""
+
 _NEXT_STEP = (
     "What arrived before is kept. Start the capture again; if it recurs, `doctor()` tells what the machine lacks."
 )
@@ -108,6 +111,7 @@ class Writer:
         side: Mapping[str, npt.NDArray[np.void] | Sequence[tuple[Any, ...]]] | None = None,
         counters: Mapping[str, int] | None = None,
         end: Mapping[str, Any] | None = None,
+        refused: Sequence[Mapping[str, str]] = (),
     ) -> None:
         """Send a run of events and what goes beside them; all of it has left the process when this returns.
 
@@ -122,6 +126,8 @@ class Writer:
             Present value of the counters of schema.COUNTERS.
         end : dict, optional
             `reason` and `time`. The stream is closed after it.
+        refused : list, optional
+            What could not be traced that came after the start record; rows as in its `refused`.
         """
         metadata: dict[bytes, bytes] = {}
         for name, table in _side_tables(side or {}).items():
@@ -130,6 +136,8 @@ class Writer:
             metadata[b"counters"] = json.dumps({name: int(value) for name, value in counters.items()}).encode()
         if end is not None:
             metadata[b"end"] = json.dumps(end).encode()
+        if refused:
+            metadata[b"refused"] = json.dumps(list(refused)).encode()
         if events is None:
             events = np.empty(0, EVENT_DTYPE)
         columns = [pa.array(np.ascontiguousarray(events[name])) for name in EVENT_SCHEMA.names]
@@ -242,6 +250,7 @@ class Batch:
     reads: list[tuple[int]] = field(default_factory=list)
     counters: dict[str, int] | None = None
     end: dict[str, Any] | None = None
+    refused: list[dict[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.events["time"])
@@ -258,7 +267,7 @@ class Reader:
     Attributes
     ----------
     start : StartRecord
-        What the capture says of itself.
+        What the capture says of itself. What is refused later is added to its `refused` with the batch that tells.
     end : dict or None
         `reason` and `time` once the last batch was read.
 
@@ -322,10 +331,16 @@ class Reader:
             side = {name: _read_side(name, metadata.get(name.encode())) for name in SIDE_TABLES}
             counters = checked_counters(json.loads(metadata[b"counters"])) if b"counters" in metadata else None
             end = checked_end(json.loads(metadata[b"end"])) if b"end" in metadata else None
+            refused = json.loads(metadata.get(b"refused", b"[]"))
+            if refused:
+                # Checked as the start record is, so that nothing behind has to know the difference.
+                self.start = StartRecord.from_dict(
+                    {**self.start.raw, "refused": [*self.start.raw.get("refused", []), *refused]}
+                )
             self.end = end or self.end
         except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             raise _damaged("a batch holds", error) from error
-        return Batch(events, counters=counters, end=end, **side)
+        return Batch(events, counters=counters, end=end, refused=refused, **side)
 
 
 class _Exactly:

@@ -33,8 +33,12 @@ SETTLE_WITHIN = 0.08
 FINISH_WITHIN = 1.0
 """How long the packets of a full capture may take to come to their ends, in seconds."""
 
-Listen = Callable[[float], bool]
-"""Waits so many seconds for the notebook's word; True when the capture is to end."""
+Listen = Callable[[float], str]
+"""Waits so many seconds for the notebook's word; the reason when the capture is to end, else nothing."""
+
+
+class Gone(Exception):  # noqa: N818 - not an error: the end
+    """Nobody is at the other end any more, or this process must not serve any longer."""
 
 
 def identity() -> dict[str, Any]:
@@ -64,19 +68,34 @@ def capture(request: Request, kernel: Kernel, sink: Sink, listen: Listen) -> Non
         The capture could not start. Nothing was written.
     """
     attachment = Attachment(request, kernel)
+    writer = None
+    detached = True
     try:
         writer = Writer(sink, {**identity(), **attachment.start_record()})
-        try:
-            end = _Run(request, kernel, attachment, writer).until(listen)
-        except OSError:
-            raise  # the notebook is gone
-        except Exception as error:
-            traceback.print_exc()
-            end = {"reason": "error", "time": time.monotonic_ns(), "message": f"{type(error).__name__}: {error}"}
+        end = _Run(request, kernel, attachment, writer).until(listen)
+    except Gone:
+        raise
+    except Exception as error:
+        if writer is None:
+            raise
+        end = _failed(error)
     finally:
-        attachment.close()
+        try:
+            attachment.close()
+        except Exception as error:
+            detached = False
+            end = _failed(error)
     # The end is told when nothing is attached any more: who waited for it finds the machine as it was.
+    assert writer is not None
     writer.write(end=end)
+    if not detached:
+        raise Gone  # what could not be taken away goes with this process's descriptors
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    """The end of a capture that an error ended. The stream is open, so this is said in it and not in another."""
+    traceback.print_exc()
+    return {"reason": "error", "time": time.monotonic_ns(), "message": f"{type(error).__name__}: {error}"}
 
 
 class _Run:
@@ -92,6 +111,7 @@ class _Run:
         self._namespaces: set[int] = set()
         self._locations: set[int] = {0}
         self._full_since: float | None = None
+        self._refusals_told = len(attachment.refused)
 
     def until(self, listen: Listen) -> dict[str, Any]:
         """Record until something ends it; says what."""
@@ -102,8 +122,7 @@ class _Run:
         reason = ""
         while not reason:
             busy = self._drain()
-            if listen(0.0 if busy else DRAIN_EVERY):
-                reason = "stopped"
+            reason = listen(0.0 if busy else DRAIN_EVERY)
             now = time.monotonic()
             if now >= next_look:
                 next_look = now + LOOK_EVERY
@@ -167,7 +186,11 @@ class _Run:
         devices, attachment.devices = attachment.devices, []
         counters = attachment.counters.read(attachment.counted)
         counters["events_over"] = self._over
-        self._writer.write(side={"devices": devices, "reads": attachment.deliveries.look()}, counters=counters)
+        refused = attachment.refused[self._refusals_told :]
+        self._refusals_told += len(refused)
+        self._writer.write(
+            refused=refused, side={"devices": devices, "reads": attachment.deliveries.look()}, counters=counters
+        )
 
     def _resolve(self, locations: npt.NDArray[np.uint64]) -> list[tuple[int, str, int]]:
         fresh = sorted(set(np.unique(locations).tolist()) - self._locations)
