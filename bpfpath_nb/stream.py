@@ -16,6 +16,7 @@ here, before any analysis sees a number.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,12 @@ MESSAGE_LIMIT: Final = 1 << 28
 
 REQUEST_LIMIT: Final = 1 << 20
 """Most bytes that a request to the tracer may have; a list of all functions of a kernel is a small part of it."""
+
+_RECORD_BATCH: Final = b"\x03"
+"""The kind of a message that is a batch, in Arrow's format."""
+
+COUNTER_LIMIT: Final = (1 << 63) - 1
+"""Most that a counter can have counted."""
 
 _NEXT_STEP = (
     "What arrived before is kept. Start the capture again; if it recurs, `doctor()` tells what the machine lacks."
@@ -352,6 +359,7 @@ class _Exactly:
         self._read = source.read if not isinstance(source, int) else (lambda size: os.read(source, size))
         self.broke_off = False
         self.count = 0
+        self._before = b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MESSAGE_LIMIT:
@@ -365,10 +373,36 @@ class _Exactly:
             parts.append(part)
             missing -= len(part)
             self.count += len(part)
-        return b"".join(parts) if len(parts) != 1 else parts[0]
+        data = b"".join(parts) if len(parts) != 1 else parts[0]
+        # Arrow reads the length of a message's head, then the head, then the body.
+        if len(self._before) == 4 and int.from_bytes(self._before, "little") == size and _is_compressed(data):
+            raise OSError("a compressed batch, which the tracer never writes")
+        self._before = data if size == 4 else b""
+        return data
 
     def close(self) -> None:
         pass  # the next stream comes through the same pipe
+
+
+def _is_compressed(head: bytes) -> bool:
+    """Whether the head of an Arrow message is that of a compressed batch.
+
+    A small batch may claim to unfold to any size, and Arrow would try. The head is a flatbuffer: a table begins with
+    the distance back to its list of fields, which has the place of each, or 0 (format/Message.fbs of Apache Arrow).
+    """
+
+    def place(table: int, number: int) -> int:
+        fields = table - int.from_bytes(head[table : table + 4], "little", signed=True)
+        at = fields + 4 + 2 * number
+        is_there = at + 2 <= fields + int.from_bytes(head[fields : fields + 2], "little")
+        offset = int.from_bytes(head[at : at + 2], "little") if is_there else 0
+        return table + offset if offset else 0
+
+    message = int.from_bytes(head[:4], "little")
+    kind, header = place(message, 1), place(message, 2)
+    if not kind or not header or head[kind : kind + 1] != _RECORD_BATCH:
+        return False
+    return place(header + int.from_bytes(head[header : header + 4], "little"), 3) != 0
 
 
 def _damaged(what: str, error: Exception | None = None) -> TracerError:
@@ -380,7 +414,7 @@ def _read_side(name: str, data: bytes | None) -> Any:
     schema = SIDE_SCHEMAS[name]
     if data is None:
         return np.empty(0, FACTS_DTYPE) if name == "facts" else []
-    table = pyarrow.ipc.open_stream(data).read_all()
+    table = pyarrow.ipc.open_stream(pa.PythonFile(_Exactly(io.BytesIO(data)), "r")).read_all()
     if not table.schema.equals(schema, check_metadata=False):
         raise ValueError(f"a table `{name}` with other columns")
     table.validate(full=True)
@@ -418,7 +452,9 @@ def _fixed_bytes(array: Any) -> bytes:
 
 def checked_counters(counters: Any) -> dict[str, int]:
     """The counters of schema.COUNTERS that an object of JSON holds."""
-    if not isinstance(counters, dict) or not all(type(value) is int and value >= 0 for value in counters.values()):
+    if not isinstance(counters, dict) or not all(
+        type(value) is int and 0 <= value <= COUNTER_LIMIT for value in counters.values()
+    ):
         raise ValueError("counters that are no numbers")
     return {name: value for name, value in counters.items() if name in COUNTERS}
 

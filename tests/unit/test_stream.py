@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from streams import DEVICES, LOCATIONS, capture, facts_row, start_record, udp_fr
 
 from bpfpath_nb.errors import FilterError, TracerError
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
-from bpfpath_nb.stream import EVENT_SCHEMA, METADATA_KEY, Reader, Writer
+from bpfpath_nb.stream import EVENT_SCHEMA, METADATA_KEY, SIDE_SCHEMAS, Reader, Writer
 
 
 def read_all(data: bytes):
@@ -188,6 +189,46 @@ def test_a_number_out_of_its_range_is_refused(column, value):
     writer.close()
     with pytest.raises(TracerError, match="damaged"):
         list(Reader(io.BytesIO(sink.getvalue())))
+
+
+@pytest.mark.parametrize(
+    "value", [str(1 << 63), "1" + "0" * 4000, "1" + "0" * 5000, "-1", "true", "1.5", '"1"'], ids=lambda text: text[:20]
+)
+def test_a_counter_that_nothing_can_count_is_refused(value):
+    metadata = {b"counters": b'{"events_lost": %s}' % value.encode()}
+    with pytest.raises(TracerError, match="damaged"):
+        list(Reader(io.BytesIO(arrow_stream(metadata=metadata))))
+
+
+def arrow_stream(compression=None, metadata=None) -> bytes:
+    """A stream of one batch of a hundred events, as Arrow itself writes it."""
+    events = np.zeros(100, EVENT_DTYPE)
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(events[name].copy()) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA
+    )
+    schema = EVENT_SCHEMA.with_metadata({METADATA_KEY: json.dumps(start_record()).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_batch(batch, custom_metadata=metadata or {b"end": b'{"reason": "stopped", "time": 0}'})
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_compressed_batch_is_refused(compression):
+    # It might unfold to any size.
+    assert len(list(Reader(io.BytesIO(arrow_stream())))) == 1
+    with pytest.raises(TracerError, match="compressed"):
+        list(Reader(io.BytesIO(arrow_stream(compression))))
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_compressed_side_table_is_refused(compression):
+    table = pa.Table.from_arrays([pa.array([1] * 1000, pa.uint32())], schema=SIDE_SCHEMAS["reads"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    with pytest.raises(TracerError, match="compressed"):
+        list(Reader(io.BytesIO(arrow_stream(metadata={b"reads": sink.getvalue().to_pybytes()}))))
 
 
 def test_a_name_from_an_impossible_time_on_is_refused():
