@@ -29,7 +29,7 @@ Spec = str | os.PathLike[str] | Sequence[str]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 _GLOB = re.compile(r"[A-Za-z0-9_.]*[*?][A-Za-z0-9_.*?]*")
-_MAX_PATTERN = 2000
+_MAX_PATTERN = 300
 _MAX_FILE = 1 << 20
 _MAX_CANDIDATES = 3000
 
@@ -322,6 +322,11 @@ def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, pool, count, 0.6)
 
 
+def least_far(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
+    """The names least unlike `name`, where nothing is near; of few candidates, since each is compared."""
+    return difflib.get_close_matches(name[:128], list(candidates)[:_MAX_CANDIDATES], count, 0.0)
+
+
 def _unknown(names: Sequence[str], available: Mapping[str, int], catalogue: Catalogue, symbols: Collection[str]) -> str:
     parts = []
     for name in names[:5]:
@@ -329,6 +334,7 @@ def _unknown(names: Sequence[str], available: Mapping[str, int], catalogue: Cata
             parts.append(f"'{name}' takes no packet (struct sk_buff *), so it cannot be on a packet's way")
             continue
         near = nearest(name, dict.fromkeys([*available, *catalogue.functions]))
+        near = near or least_far(name, catalogue.functions)
         parts.append(f"'{name}' is not known" + (f"; the nearest are {', '.join(near)}" if near else ""))
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{'. '.join(parts)}{more}. Check the spelling, or load the module that has it."
