@@ -20,6 +20,8 @@ import os
 import platform
 import threading
 import time
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +32,17 @@ from bpfpath_nb.analysis.events import Collector
 from bpfpath_nb.errors import ArmTimeoutError, BpfpathError, OptionError, RequirementError, TracerError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.kernel.sets import read_list
+from bpfpath_nb.printable import printable_lines
 from bpfpath_nb.recording import Recording, RecordingViews
-from bpfpath_nb.stream import Reader
+from bpfpath_nb.stream import REQUEST_LIMIT, Reader
 
 ARM_WITHIN = 60.0
 """How long a capture may take to be armed, in seconds; ten times that on an emulated processor."""
 
 END_WITHIN = 15.0
 """How long the tracer may take to detach."""
+
+LONGEST_TIMEOUT = 86400.0
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,7 @@ class Capture(RecordingViews):
         facts_ring: int = 1 << 22,
         timeout: float | None = None,
     ) -> None:
-        self._tracer: tracers.TracerProcess | None = None
-        self._stopping = threading.Lock()
+        limit = _arm_limit() if timeout is None else _seconds("timeout", timeout)
         _check_filter(filter)
         request = {
             "filter": filter,
@@ -142,32 +146,24 @@ class Capture(RecordingViews):
             "facts_ring": facts_ring,
         }
         _check_json(request)
-        limit = _arm_limit() if timeout is None else timeout
-        self._tracer = tracers.acquire(on)
-        self._tracer.say({"start": request})
-        self._stream = _Stream(self._tracer)
+        tracer = tracers.acquire(on)
+        self._stream = _Stream(tracer)
+        # A capture that nobody can reach any more (its name was given to the next one) must not go on unseen.
+        weakref.finalize(self, self._stream.forget).atexit = False
         try:
+            tracer.say({"start": request})
             armed = self._stream.armed.wait(limit)
         except BaseException:
-            self._abandon()
+            self._stream.abandon()
             raise
         if not armed:
-            self._abandon()
+            gone = self._stream.abandon()
             raise ArmTimeoutError(
-                f"The capture was not armed within {limit:g} s; nothing is attached. A slow or emulated "
-                "machine needs longer: pass "
-                "`timeout=`. `doctor()` shows whether something is missing."
+                f"The capture was not armed within {limit:g} s; {'nothing is attached' if gone else _MAY_STAY}. A slow "
+                "or emulated machine needs longer: pass `timeout=`. `doctor()` shows whether something is missing."
             )
         if self._stream.collector is None:
-            error = self._stream.error
-            assert error is not None
-            if not error.reported:
-                explained = self._tracer.explain(error)
-                self._abandon()
-                raise explained from None
-            tracers.release(self._tracer)
-            self._tracer = None
-            raise error
+            raise self._stream.why_none() from None
         self._collector: Collector = self._stream.collector
         self._armed_at = time.monotonic()
 
@@ -224,7 +220,7 @@ class Capture(RecordingViews):
             )
         until = None if seconds is None else time.monotonic() + seconds
         try:
-            while not self._stream.ended.is_set():
+            while not self._stream.ended.is_set() and self._stream.is_mine:
                 if packets is not None and self._collector.counters.get("packets", 0) >= packets:
                     break
                 left = 0.05 if until is None else min(0.05, until - time.monotonic())
@@ -232,7 +228,7 @@ class Capture(RecordingViews):
                     break
                 self._stream.ended.wait(left)
         except KeyboardInterrupt:
-            self.stop()
+            self._stream.finish("interrupted")
             return self
         if self._stream.error is not None:
             raise self._stream.error
@@ -241,23 +237,15 @@ class Capture(RecordingViews):
     def stop(self) -> Self:
         """Stop capturing, and detach everything. Once is enough, more does no harm.
 
+        Interrupted (Ctrl-C) while it waits for the tracer, it can be called again. In a process that was forked from
+        the one that made the capture it does nothing: the capture is the other one's.
+
         Returns
         -------
         Capture
             Itself.
         """
-        with self._stopping:
-            tracer, self._tracer = self._tracer, None
-            if tracer is None:
-                return self
-            if not self._stream.ended.is_set():
-                tracer.say({"stop": True})
-            clean = self._stream.ended.wait(END_WITHIN) and self._stream.error is None
-            if clean:
-                self._stream.join()
-                tracers.release(tracer)
-            else:
-                self._stream.abandon()
+        self._stream.finish()
         return self
 
     def __enter__(self) -> Self:
@@ -271,10 +259,9 @@ class Capture(RecordingViews):
     def _has_limit(self) -> bool:
         return any(self._collector.start.options.get(name) is not None for name in ("duration", "packets"))
 
-    def _abandon(self) -> None:
-        tracer, self._tracer = self._tracer, None
-        if tracer is not None:
-            self._stream.abandon()
+    @property
+    def _tracer(self) -> tracers.TracerProcess | None:
+        return self._stream.tracer
 
     def __repr__(self) -> str:
         return f"Capture({self._collector.start.filter!r}) {self.status}\n{self.recording!r}"
@@ -286,22 +273,29 @@ class Capture(RecordingViews):
 
 
 class _Stream:
-    """The thread that reads a capture's stream. It holds no reference to the capture."""
+    """A capture's tracer, and the thread that reads what it sends. It holds no reference to the capture."""
 
     running: ClassVar[set[_Stream]] = set()
 
     def __init__(self, tracer: tracers.TracerProcess) -> None:
-        self._tracer = tracer
+        self.tracer: tracers.TracerProcess | None = tracer
         self.armed = threading.Event()
         self.ended = threading.Event()
         self.ended_at: float | None = None
         self.collector: Collector | None = None
         self.error: BpfpathError | None = None
+        self._owner = os.getpid()
+        self._finishing = threading.Lock()
         self.running.add(self)
         self._thread = threading.Thread(
             target=self._read, args=(tracer.output,), name="bpfpath_nb capture", daemon=True
         )
         self._thread.start()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this is the process that started the capture, and no child that was forked from it."""
+        return os.getpid() == self._owner
 
     def _read(self, output: int) -> None:
         try:
@@ -309,14 +303,18 @@ class _Stream:
             for batch in reader:
                 if self.collector is None:
                     self.collector = Collector(reader.start)
+                self.collector.start = reader.start
                 self.collector.add(batch)
                 # The first batch leaves when the probes are live.
                 self.armed.set()
             if self.collector is not None and (self.collector.end or {}).get("reason") == "error":
                 what = self.collector.end.get("message", "an error") if self.collector.end else ""
-                raise TracerError(
-                    f"The tracer failed: {what}. What it had sent is kept. This is a bug; please report it."
+                error = TracerError(
+                    f"The tracer failed: {printable_lines(str(what))}. What it had sent is kept. This is a bug; "
+                    "please report it."
                 )
+                error.reported = True
+                raise error
         except BpfpathError as error:
             self.error = error
         finally:
@@ -325,15 +323,59 @@ class _Stream:
             self.ended.set()
             self.armed.set()
 
-    def join(self) -> None:
-        """Wait for the thread; its source has ended."""
-        self._thread.join(5.0)
+    def finish(self, reason: str = "stopped") -> None:
+        """Stop the capture, wait until it is detached, and keep the tracer for the next one.
 
-    def abandon(self) -> None:
-        """End the tracer, and the thread with it."""
-        self._tracer.end(patience=2.0)
-        self.join()
-        self._tracer.close()
+        May be repeated, also after an interrupt in its middle: the tracer is let go of only when it is done with.
+        """
+        if not self.is_mine:
+            return
+        with self._finishing:
+            tracer = self.tracer
+            if tracer is None:
+                return
+            if not self.ended.is_set():
+                tracer.say({"stop": reason})
+            if self.ended.wait(END_WITHIN) and (self.error is None or self.error.reported):
+                self._thread.join(5.0)
+                self.tracer = None
+                tracers.release(tracer)
+            else:
+                self.abandon()
+
+    def abandon(self) -> bool:
+        """End the tracer, and the thread with it; whether the tracer's end was seen."""
+        tracer = self.tracer
+        if tracer is None or not self.is_mine:
+            return tracer is None
+        gone = tracer.end(patience=2.0)
+        self._thread.join(5.0)
+        if self._thread.is_alive():  # it still reads from the pipe, which must not be closed under it
+            return False
+        tracer.close()
+        self.tracer = None
+        return gone
+
+    def forget(self) -> None:
+        """Finish without being waited for. A finalizer runs in any thread, also in the one that reads."""
+        if self.is_mine and self.tracer is not None:
+            with suppress(RuntimeError):  # no more threads at the interpreter's end; `_end_all` comes then
+                threading.Thread(target=self.finish, name="bpfpath_nb finish", daemon=True).start()
+
+    def why_none(self) -> BpfpathError:
+        """The error of a capture that did not start; the tracer is let go of."""
+        error = self.error
+        assert error is not None
+        if not error.reported and self.tracer is not None:
+            error = self.tracer.explain(error)
+        self.finish()
+        return error
+
+
+_MAY_STAY = (
+    "the end of its tracer was not seen, so something may stay attached until the tracer notices that nobody "
+    "listens, some seconds from now"
+)
 
 
 @atexit.register
@@ -356,12 +398,23 @@ def _check_filter(expression: object) -> None:
         return
 
 
+def _seconds(name: str, value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LONGEST_TIMEOUT:
+        raise OptionError(f"The option `{name}` wants seconds, more than 0; not {str(value)[:200]!r}.")
+    return float(value)
+
+
 def _check_json(request: dict[str, object]) -> None:
     for name, value in request.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             raise OptionError(f"The option `{name}` does not take {str(value)[:200]!r}; see `Capture?`.") from None
+    if len(json.dumps(request)) > REQUEST_LIMIT - 100:
+        raise OptionError(
+            f"The options are longer than the {REQUEST_LIMIT >> 10} KiB that a tracer takes. Name fewer functions, "
+            "namespaces or interfaces; a pattern or a set says the same in less."
+        )
 
 
 def _list(values: object) -> object:
@@ -375,7 +428,13 @@ def _functions(functions: object) -> dict[str, object]:
     if isinstance(functions, os.PathLike) or (isinstance(functions, str) and functions.endswith((".txt", ".list"))):
         wish = read_list(functions)
         return {"functions": list(wish.names), "final": sorted(wish.final)}
-    return {"functions": _list(functions)}
+    names = _list(functions)
+    if names == []:
+        raise OptionError(
+            "`functions` is an empty list. Leave it out for the usual ones, or name some, or a set: default, all, "
+            "drops."
+        )
+    return {"functions": names}
 
 
 def _arm_limit() -> float:

@@ -26,21 +26,31 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from bpfpath_nb.errors import BpfpathError, HostError, OptionError, PrivilegeError, TracerError
+from bpfpath_nb.printable import printable_lines
 
 MODULE = "bpfpath_nb.tracer"
+
+KEEP_IDLE = 240.0
+"""How long an idle tracer is used again, in seconds; it leaves by itself somewhat later."""
+
+WATCHDOG_WITHIN = 6.0
+"""How long the tracer's watchdog takes to end a tracer whose input has closed, with some to spare."""
+
+KILL_WITHIN = 5.0
 
 _WAYS_OUT = (
     "Loading BPF programs needs root. Three ways out: start the notebook as root; let sudo start the tracer "
     "without a password, with a line "
-    "like `{user} ALL=(root) NOPASSWD: {python} -P -m bpfpath_nb.tracer` in /etc/sudoers.d/bpfpath; or trace "
-    "another host as root, "
-    "with on='ssh://root@host'."
+    "like `{user} ALL=(root) NOPASSWD: {python} -P -m bpfpath_nb.tracer` in /etc/sudoers.d/bpfpath (only where {user} "
+    "can write neither to that Python nor to its packages: who can is root by this line); or trace another host as "
+    "root, with on='ssh://root@host'."
 )
 
 _idle: defaultdict[str, list[TracerProcess]] = defaultdict(list)
@@ -58,7 +68,11 @@ class TracerProcess:
 
     def __init__(self, on: str) -> None:
         self.on = on
+        self.idle_since = 0.0
+        self._cut_off = False
         command, environment = _command(on)
+        self.is_direct = command[0] == sys.executable
+        """Whether the process that was started is the tracer itself."""
         # A file, not a pipe: nobody has to read it, and a chatty compiler never blocks the tracer.
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         try:
@@ -86,23 +100,43 @@ class TracerProcess:
         """Send a request. A tracer that is gone shows when its stream is read."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ValueError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            data = memoryview(json.dumps(message).encode() + b"\n")
+            while data:  # a raw pipe may take a part
+                data = data[self._process.stdin.write(data) or 0 :]
 
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
         return self._process.poll() is None
 
-    def end(self, patience: float = 5.0) -> None:
-        """End it: close its input, and kill it where that does not help. What it has sent can still be read."""
+    def end(self, patience: float = 5.0) -> bool:
+        """End it: close its input, and kill it where that does not help. What it has sent can still be read.
+
+        Returns
+        -------
+        bool
+            Whether the tracer is known to be gone. Behind sudo or ssh only these can be killed here, if that much;
+            the tracer's own watchdog ends it some seconds after its input has closed.
+        """
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
+        if self._ends_within(patience):
+            return not self._cut_off
+        if self.is_direct:
             self._process.kill()
-            self._process.wait()
+        elif not self._ends_within(WATCHDOG_WITHIN):
+            self._cut_off = True
+            with contextlib.suppress(PermissionError):  # sudo is root's
+                self._process.kill()
+        return self._ends_within(KILL_WITHIN) and not self._cut_off
+
+    def _ends_within(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def close(self) -> None:
         """End it, and let go of all that belongs to it. Nobody may be reading from it."""
@@ -134,15 +168,18 @@ class TracerProcess:
 
     def _printed(self) -> str:
         self._errors.seek(0)
-        return self._errors.read()[-8192:].decode("utf-8", "replace")
+        return printable_lines(self._errors.read()[-8192:].decode("utf-8", "replace"))
 
 
 def acquire(on: str) -> TracerProcess:
     """An idle tracer for `on`, or a new one."""
+    if not isinstance(on, str) or not on.isprintable():
+        raise _bad_on(on)
     with _lock:
         while _idle[on]:
             tracer = _idle[on].pop()
-            if tracer.alive:
+            # One that has waited for long is about to leave: a request to it could get no answer.
+            if tracer.alive and time.monotonic() - tracer.idle_since < KEEP_IDLE:
                 return tracer
             tracer.close()
     return TracerProcess(on)
@@ -152,6 +189,7 @@ def release(tracer: TracerProcess) -> None:
     """Keep a tracer whose capture has ended. One is enough; others are closed."""
     with _lock:
         if tracer.alive and not _idle[tracer.on]:
+            tracer.idle_since = time.monotonic()
             _idle[tracer.on].append(tracer)
             return
     tracer.close()
@@ -168,7 +206,9 @@ def close_idle() -> None:
 
 
 def _forget() -> None:
-    """In a forked child the tracers are the parent's."""
+    """In a forked child the tracers are the parent's, and nobody there will open a lock that was held."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
     _idle.clear()
 
 
@@ -184,15 +224,13 @@ def _command(on: str) -> tuple[list[str], dict[str, str] | None]:
             return tracer, {**os.environ, "PYTHONPATH": package}
         # The very command that a line in sudoers can allow: no environment, nothing of the user's choice.
         return ["sudo", "-n", "--", *tracer], None
-    url = urlsplit(on)
     try:
+        url = urlsplit(on)
         port = url.port
     except ValueError:
-        port = -1
-    if url.scheme != "ssh" or not url.hostname or port == -1 or url.path not in ("", "/"):
-        raise OptionError(
-            f"`on` wants 'local' or 'ssh://user@host', with :port and ?python=/path where needed; not {on[:200]!r}."
-        )
+        raise _bad_on(on) from None
+    if url.scheme != "ssh" or not url.hostname or url.path not in ("", "/"):
+        raise _bad_on(on)
     python = parse_qs(url.query).get("python", ["python3"])[0]
     host = f"{unquote(url.username)}@{url.hostname}" if url.username else url.hostname
     if host.startswith("-"):
@@ -203,6 +241,12 @@ def _command(on: str) -> tuple[list[str], dict[str, str] | None]:
     options = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15"]
     where = ["-p", str(port)] if port else []
     return ["ssh", *options, *where, "--", host, script], None
+
+
+def _bad_on(on: object) -> OptionError:
+    return OptionError(
+        f"`on` wants 'local' or 'ssh://user@host', with :port and ?python=/path where needed; not {str(on)[:200]!r}."
+    )
 
 
 def _no_program(program: str, on: str) -> BpfpathError:

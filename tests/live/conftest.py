@@ -29,6 +29,8 @@ import pytest
 from bpfpath_nb import tracers
 from bpfpath_nb.lab import Lab
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `processes`
+
 SESSION = "BPFPATH_TEST_SESSION"
 PATIENCE = 8.0  # seconds in which the kernel must have freed what a test let go
 

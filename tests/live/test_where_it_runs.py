@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from processes import is_there, programs, soon, status, tracer_of
 
 from bpfpath_nb import Capture, tracers
-from bpfpath_nb.errors import HostError, NamespaceError, RequirementError
+from bpfpath_nb.errors import HostError, NamespaceError, RequirementError, TracerError
 from bpfpath_nb.lab import Lab
+from bpfpath_nb.tracer.syscall import program_ids
 
 NOBODY = "65534"
 SEND = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.sendto(b'x', (sys.argv[1], 6100))"
@@ -85,8 +89,34 @@ def test_an_ordinary_users_notebook_is_killed(tmp_path: Path) -> None:
     process = as_nobody(NOTEBOOK, rule, tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline() == "armed\n"
+    # sudo cleans the environment, so the fixture takes its tracer for somebody else's: it is followed by its number.
+    tracer = tracer_of(process.pid)
+    assert tracer != process.pid
+    own = programs(tracer)
+    assert own
     process.kill()
     process.communicate(timeout=10)
+    assert soon(lambda: not is_there(tracer)), "the tracer stays"
+    assert soon(lambda: not own & set(program_ids())), "its programs stay"
+
+
+def test_an_ordinary_users_stopped_tracer_goes_too(tmp_path: Path) -> None:
+    """The user cannot kill it; its watchdog can, whatever state it is in."""
+    rule = f"nobody ALL=(root) NOPASSWD: {sys.executable} -P -m bpfpath_nb.tracer\n"
+    process = as_nobody(NOTEBOOK, rule, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "armed\n"
+    tracer = tracer_of(process.pid)
+    os.kill(tracer, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        _, errors = process.communicate("\n", timeout=60)  # it stops the capture
+        assert time.monotonic() - started < 40, "stop() has a bound"
+        assert process.returncode == 0, errors
+        assert soon(lambda: not is_there(tracer)), "the tracer stays"
+    finally:
+        if is_there(tracer):
+            os.kill(tracer, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -136,10 +166,45 @@ def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_another_host_over_ssh(sshd: str, lab: Lab) -> None:
     with Capture("udp port 6100", on=sshd) as cap:
+        tracer = newest_tracer()
+        assert programs(tracer)
         lab.run("client", ["python3", "-c", SEND, lab.address("router")])
         time.sleep(0.5)
     assert cap.packets["reason"].tolist() == ["NO_SOCKET"]
     assert cap.quality["end"] == "stopped"
+    assert programs(tracer) == set()
+    tracers.close_idle()
+    assert soon(lambda: not is_there(tracer)), "the tracer stays on that host"
+
+
+def test_the_connection_to_another_host_breaks(sshd: str) -> None:
+    cap = Capture("udp port 6100", on=sshd)
+    tracer = newest_tracer()
+    own = programs(tracer)
+    assert own
+    assert cap._tracer is not None
+    os.kill(cap._tracer.pid, signal.SIGKILL)  # the ssh here
+    with pytest.raises(TracerError, match="kept"):
+        cap.wait(seconds=10)
+    cap.stop()
+    assert soon(lambda: not is_there(tracer)), "the tracer stays on that host"
+    assert soon(lambda: not own & set(program_ids())), "its programs stay"
+
+
+def newest_tracer() -> int:
+    """The tracer that began last; it has a watchdog below it, with the same command line."""
+    found = [
+        int(folder.name)
+        for folder in Path("/proc").iterdir()
+        if folder.name.isdigit() and is_there(int(folder.name)) and b"bpfpath_nb.tracer" in command_line(folder)
+    ]
+    return max((pid for pid in found if programs(pid)), key=lambda pid: int(status(pid)[19]))
+
+
+def command_line(folder: Path) -> bytes:
+    with suppress(OSError):
+        return (folder / "cmdline").read_bytes()
+    return b""
 
 
 def test_bad_input_is_refused_over_ssh_as_it_is_here(sshd: str) -> None:
