@@ -260,4 +260,10 @@ def _tell_what_is_missing(made: Plan, chosen: Selection) -> None:
     for name, instead in chosen.stand_ins.items():
         made.refused.append({"name": name, "why": "not here under this name", "instead": instead})
     for name in chosen.missing:
-        made.refused.append({"name": name, "why": "not here: inlined, of another kernel, or in a module that is not loaded", "instead": ""})
+        made.refused.append(
+            {
+                "name": name,
+                "why": "not here: inlined, of another kernel, or in a module that is not loaded",
+                "instead": "",
+            }
+        )

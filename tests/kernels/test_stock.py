@@ -1,7 +1,7 @@
 """What a capture shows on a stock kernel; run inside a virtual machine by `make test-kernels`, on each kernel in turn.
 
-Emulated, everything takes ten times as long and more, and most of all the start of a process. So one lab and one tracer serve
-all tests, and traffic comes from this process where it can.
+Emulated, everything takes ten times as long and more, and most of all the start of a process. So one lab and one
+tracer serve all tests, and traffic comes from the system's own Python, which starts quickly.
 """
 
 from __future__ import annotations
@@ -23,13 +23,38 @@ from bpfpath_nb.tracer.syscall import program_ids
 
 RELEASE = os.uname().release
 VERSION = tuple(int(part) for part in re.findall(r"\d+", RELEASE)[:2])
-MODULES = ("veth", "bridge", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_ct", "vxlan", "tun", "ip_tables")
+MODULES = (
+    "veth",
+    "bridge",
+    "nf_tables",
+    "nf_conntrack",
+    "nf_nat",
+    "nft_chain_nat",
+    "nft_ct",
+    "vxlan",
+    "tun",
+    "ip_tables",
+)
 HAS_REASONS = VERSION >= (5, 17)
 
 SEND = (
-    "import socket, sys; s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM); "
+    "import socket, sys; family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET; "
+    "s = socket.socket(family, socket.SOCK_DGRAM); "
     "[s.sendto(b'x' * int(sys.argv[4]), (sys.argv[1], int(sys.argv[2]))) for _ in range(int(sys.argv[3]))]"
 )
+
+ECHO = "c, _ = s.accept(); c.sendall(c.recv(9)); c.recv(9)"
+
+
+def listen(port: int, address: str = "", *, kind: str = "DGRAM", then: str = "s.recv(9)", small: bool = False) -> str:
+    """Code that binds a socket, says so, and then does something with it."""
+    buffer = "s.setsockopt(1, 8, 2048)" if small else "pass"
+    family = "AF_INET6" if kind == "STREAM6" else "AF_INET"
+    return (
+        f"import socket, sys; s = socket.socket(socket.{family}, socket.SOCK_{kind.rstrip('6')}); {buffer}; "
+        f"s.setsockopt(1, 2, 1); s.bind(({address!r}, {port})); "
+        f"{'s.listen()' if kind != 'DGRAM' else 'pass'}; print('up', flush=True); {then}"
+    )
 
 
 def plain(*command: str) -> list[str]:
@@ -92,7 +117,8 @@ def test_the_ladder(lab: Lab) -> None:
     traced = {function["name"] for function in record["functions"]} - {n for n, i in refused.items() if not i}
     shown = {f for t in traced if t in catalogue.tracepoints for f in catalogue.tracepoints[t].functions}
     attached = [n for n in here if {n, *catalogue.stand_ins(n)} & (traced | shown)]
-    print(f"{RELEASE}: {len(attached)} of {len(here)} of the default set attached; not: {sorted(set(here) - set(attached))}")
+    others = sorted(set(here) - set(attached))
+    print(f"{RELEASE}: {len(attached)} of {len(here)} of the default set attached; not: {others}")
     unnamed = [name for name in wanted if name not in attached and name not in refused]
     assert not unnamed
     assert len(attached) >= 0.9 * len(here)
@@ -120,7 +146,7 @@ def test_three_queries(lab: Lab) -> None:
 
 def test_loopback_from_socket_to_socket(lab: Lab) -> None:
     """All functions: a datagram's way from the sender's socket to the reader's."""
-    read = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 7200)); print('up', flush=True); s.recv(9)"
+    read = listen(7200, "127.0.0.1")
     with Capture("udp port 7200", functions="all", timeout=900) as cap:
         reader = lab.popen("client", plain(read), stdout=subprocess.PIPE)
         assert reader.stdout is not None
@@ -145,9 +171,9 @@ def test_loopback_from_socket_to_socket(lab: Lab) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_udp_tcp_and_icmp_through_three_namespaces(lab: Lab, family: int) -> None:
     server = lab.address("server", family)
-    kind = "AF_INET6" if family == 6 else "AF_INET"
-    serve = f"import socket; s = socket.create_server(('', 8080), family=socket.{kind}); print('up', flush=True); c, _ = s.accept(); c.sendall(c.recv(9)); c.recv(9)"
-    talk = "import socket, sys; c = socket.create_connection((sys.argv[1], 8080)); c.sendall(b'ping'); assert c.recv(9) == b'ping'"
+    serve = listen(8080, kind="STREAM6" if family == 6 else "STREAM", then=ECHO)
+    talk = "import socket, sys; c = socket.create_connection((sys.argv[1], 8080)); "
+    talk += "c.sendall(b'ping'); assert c.recv(9) == b'ping'"
     icmp = "icmp" if family == 4 else "icmp6[0] == 128 or icmp6[0] == 129"
     with Capture(f"udp port 7300 or tcp port 8080 or {icmp}", timeout=600) as cap:
         process = lab.popen("server", plain(serve), stdout=subprocess.PIPE)
@@ -172,7 +198,7 @@ def test_udp_tcp_and_icmp_through_three_namespaces(lab: Lab, family: int) -> Non
 
 
 def test_a_full_socket_buffer(lab: Lab) -> None:
-    hold = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.setsockopt(1, 8, 2048); s.bind(('', 7400)); print('up', flush=True); sys.stdin.read()"
+    hold = listen(7400, then="sys.stdin.read()", small=True)
     with Capture("udp port 7400", timeout=600) as cap:
         holder = lab.popen("server", plain(hold), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert holder.stdout is not None
