@@ -19,7 +19,11 @@ DEBIAN_DEMO := python3 python3-venv python3-bpfcc libpcap0.8 linux-libc-dev \
 # For tests only: a real sshd (started by the tests alone, on loopback), sudo, and the checker of the C code's format.
 DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool clang-format git
 
-.PHONY: help demo test bench lint clean debian-demo debian-test
+# Emulated machines for the stock kernels.
+DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static file kmod
+KERNELS := 5.10 6.1 6.12 sid
+
+.PHONY: help demo test test-kernels bench lint clean debian-demo debian-test debian-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,6 +34,14 @@ demo: debian-demo .venv/installed ## three real DNS queries through three networ
 
 test: debian-test .venv/installed ## everything that can be proven on this machine
 	@$(AS_ROOT) $(PY) -m pytest
+
+test-kernels: debian-kernels .venv/installed ## the same on stock kernels, each in an emulated machine: KERNELS="5.10 6.12"
+	@failed=; for kernel in $(KERNELS); do \
+		echo "== kernel $$kernel"; \
+		$(AS_ROOT) $(PY) -m bpfpath_nb.cli vm --memory 3G $$kernel -- \
+			$(PY) -m pytest -p no:cacheprovider tests/kernels/test_stock.py || failed+=" $$kernel"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on:$$failed"; exit 1; fi
 
 bench: debian-demo .venv/installed ## events/s drained, time until armed, cost per hop
 	@$(AS_ROOT) $(PY) benchmarks/run.py
@@ -47,6 +59,9 @@ clean: ## remove .venv, caches and what the other targets wrote
 
 debian-demo:
 	@$(call install-debian,$(DEBIAN_DEMO))
+
+debian-kernels:
+	@$(call install-debian,$(DEBIAN_KERNELS))
 
 debian-test:
 	@$(call install-debian,$(DEBIAN_TEST))

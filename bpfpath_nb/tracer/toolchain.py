@@ -60,11 +60,12 @@ def raise_memlock() -> None:
 class _Said:
     """What bcc, LLVM and the kernel's verifier print meanwhile, kept from standard output: that is our stream."""
 
+    text = ""
+
     def __enter__(self) -> Self:
         sys.stdout.flush()
         self._saved = os.dup(1), os.dup(2)
         self._file = tempfile.TemporaryFile()
-        self.text = ""
         for descriptor in (1, 2):
             os.dup2(self._file.fileno(), descriptor)
         return self
