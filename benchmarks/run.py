@@ -19,12 +19,12 @@ from collections.abc import Callable
 from bpfpath_nb import Capture, tracers
 from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.schema import EVENT_DTYPE
-from bpfpath_nb.tracer.attachment import unit
 from bpfpath_nb.tracer.counters import ARMED, DISARMED, Counters
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.ring import Ring
 from bpfpath_nb.tracer.syscall import PROG_TEST_RUN, bpf
 from bpfpath_nb.tracer.toolchain import SCHED_CLS, Program
+from bpfpath_nb.tracer.unit import unit
 
 EVENTS = 200_000
 ROUNDS = 5

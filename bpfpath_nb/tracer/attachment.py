@@ -7,82 +7,28 @@ attempt fails: what was attached until then goes the same way.
 from __future__ import annotations
 
 import os
-import platform
-import re
 import time
 from contextlib import ExitStack
 from typing import Any
 
-from bpfpath_nb.errors import InterfaceError, RequirementError
-from bpfpath_nb.filter import Filter
+from bpfpath_nb.errors import InterfaceError
 from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
-from bpfpath_nb.tracer import probes, source, tc
+from bpfpath_nb.tracer import probes, tc
 from bpfpath_nb.tracer.counters import Counters
 from bpfpath_nb.tracer.deliveries import Deliveries
-from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type, registers
+from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type
 from bpfpath_nb.tracer.netfilter import Hooks
 from bpfpath_nb.tracer.places import Change, Namespace, Places
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.ring import Ring
 from bpfpath_nb.tracer.syscall import NETFILTER as NETFILTER_ATTACH
-from bpfpath_nb.tracer.syscall import has_fetch_add, raw_tracepoint_open
+from bpfpath_nb.tracer.syscall import raw_tracepoint_open
 from bpfpath_nb.tracer.toolchain import KPROBE, NETFILTER, RAW_TRACEPOINT, SCHED_CLS, Program
-
-PAGE = 4096
-TRACKED_PACKETS = 65536
-OLDEST = (5, 8)
+from bpfpath_nb.tracer.unit import COOKIES, unit
 
 TOWARDS_SOCKETS = ("nf_input", "__udp_enqueue_schedule_skb", "sock_queue_rcv_skb_reason", "sock_queue_rcv_skb")
 """Where a datagram is seen last before it waits for its reader."""
-
-COOKIES = "bpf_raw_tp_link__cookie"
-"""The macro that a kernel has whose tracepoints take a cookie."""
-
-
-def check_release(release: str) -> None:
-    """Refuse a kernel without ring buffers, the first thing that cannot be done without."""
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST:
-        raise RequirementError(
-            f"Kernel {release} is too old: BPF ring buffers came with {OLDEST[0]}.{OLDEST[1]}. Boot a newer "
-            "kernel, or trace "
-            "on another host with on='ssh://root@host'. What others have recorded can be loaded here all the same."
-        )
-
-
-def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tuple[str, probes.Plan]:
-    """The C of a capture, and the plan that it follows.
-
-    Raises
-    ------
-    RequirementError
-        The kernel is too old, or has no BTF.
-    """
-    check_release(kernel.release)
-    plan = probes.plan(request, kernel, with_kprobes=with_kprobes)
-    macros: dict[str, int | str] = {**kernel.macros, **plan.macros}
-    macros["EVENTS_PAGES"] = request.events_ring // PAGE
-    macros["FACTS_PAGES"] = request.facts_ring // PAGE
-    macros["SKB_MAP_ENTRIES"] = TRACKED_PACKETS
-    macros["MOVED_ENTRIES"] = TRACKED_PACKETS // 4
-    macros["SAMPLE"] = request.sample
-    macros |= probes.skbuff_macros(kernel)
-    if has_fetch_add():
-        macros["HAVE_FETCH_ADD"] = 1
-    if request.packets is not None:
-        macros["PACKETS_LIMIT"] = request.packets
-    if request.namespaces is not None:
-        macros["ONLY_NAMESPACES"] = 1
-    if request.interfaces is not None:
-        macros["ONLY_INTERFACES"] = 1
-    if plan.of_kind("kprobe"):
-        macros |= {"HAVE_KPROBES": 1, **registers(kernel.macros, platform.machine())}
-    lines = []
-    if COOKIES not in kernel.macros:
-        tracepoints = [probe for probe in plan.of_kind("tracepoint") if probe.target not in probes.FREES]
-        lines = [f"TRACEPOINT({probe.name}, {probe.cookie}ull)" for probe in tracepoints]
-    return source.assemble(Filter(request.filter).c_source(), macros, lines), plan
 
 
 class _NoKprobesError(Exception):
@@ -147,6 +93,7 @@ class Attachment:
             "refused": self.refused,
             "reasons": {str(number): name for number, name in self._kernel.reasons.items()},
             "readers": sorted(self._kernel.catalogue.readers),
+            "timing": self._timing,
             "ladder": {
                 "functions": self._kprobes.kind if self._kprobes else "tracepoint",
                 "tc": self._tc.kind if self._tc else "none",

@@ -11,7 +11,7 @@ import pytest
 from bpfpath_nb import schema
 from bpfpath_nb.errors import RequirementError
 from bpfpath_nb.tracer import counters, deliveries, probes
-from bpfpath_nb.tracer.attachment import check_release
+from bpfpath_nb.tracer.unit import check_release
 
 BPF = Path(__file__).parents[2] / "bpf"
 SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
