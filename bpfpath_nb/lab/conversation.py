@@ -63,7 +63,10 @@ class Conversation:
                 limit = None if self._ready else max(0.0, self._deadline - time.monotonic())
                 ready = watch.select(limit)
                 if not self._ready and time.monotonic() > self._deadline:
-                    raise LabError(f"the kernel did not start the command in time. {self._last_words()}")
+                    raise LabError(
+                        "the kernel did not start the command in time; a machine that is busy with other things may "
+                        f"need a second try. {self._last_words()}"
+                    )
                 for key, _ in ready:
                     key.data(watch, key.fileobj)
             return self._status
@@ -84,7 +87,10 @@ class Conversation:
         data = os.read(self._process.stderr.fileno(), _CHUNK)  # type: ignore[union-attr]
         if not data:
             watch.unregister(pipe)  # type: ignore[arg-type]
-            raise LabError(f"the virtual machine ended before the command did. {self._last_words()}")
+            raise LabError(
+                "the virtual machine ended before the command did; where its kernel had too little memory, --memory "
+                f"gives it more. {self._last_words()}"
+            )
         self._console.extend(data.splitlines(keepends=True))
 
     def _last_words(self) -> str:
