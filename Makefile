@@ -20,7 +20,7 @@ DEBIAN_DEMO := python3 python3-venv python3-bpfcc libpcap0.8 linux-libc-dev \
 DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool clang-format git
 
 # Emulated machines for the stock kernels.
-DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static file kmod
+DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static kmod file xz-utils squashfs-tools debian-archive-keyring
 KERNELS := 5.10 6.1 6.12 sid
 
 .PHONY: help demo test test-kernels bench lint clean debian-demo debian-test debian-kernels

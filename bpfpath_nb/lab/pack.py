@@ -1,17 +1,17 @@
 """Python's folders as one file, so that an emulated machine can import from it quickly.
 
-Importing pandas opens some thousand files. A virtual machine that shows the host's files through 9p asks the host
-for each of them several times over, and where the processor is emulated each question is slow. The same files in a
-squashfs image on a virtual disk are read by the guest's kernel alone, in a third of the time. Making the image takes
-a few seconds, and it serves until one of its files changes.
+Importing pandas opens some thousand files. A virtual machine that shows the host's files through 9p asks the
+host for each of them several times over, and where the processor is emulated each question is slow. The same
+files in a squashfs image on a virtual disk are read by the guest's kernel alone, in little more than half the
+time. Making the image takes some 20 seconds, and it serves until one of its files changes.
 
 Into it go the environment of this Python (`sys.prefix`), its standard library, and the distribution's bcc with the
 compiler libraries below it. The guest puts them in the places of the host's (`guest.sh`). Parts of those that are left
 out of the image (tests of the standard library, packages of the interpreter that an environment was made from) are the
 host's own there.
 
-Measured on 6.12, emulated, in seconds of the host's CPU: `import pandas` 16 to 19 from the image, 19 to 30 through 9p
-with cache=loose, 40 and more through 9p without a cache.
+Measured on 6.12, emulated, in seconds of the host's CPU: `import pandas` 17 to 20 from the image, 18 to 33 through 9p
+with cache=loose.
 
 Images are kept in ``$XDG_CACHE_HOME/bpfpath_nb/packs``, one for each environment. Without mksquashfs there are none;
 everything works as well, but slower.
