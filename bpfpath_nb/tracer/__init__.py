@@ -11,8 +11,8 @@ when the capture does; then it waits for the next start. When its input closes o
 everything and ends. What it attached hangs on its file descriptors, so that even ``kill -9`` leaves nothing
 (except clsact, see `tc`).
 
-The rooms: `watchdog` and `service` are the process, `session` is one capture from start to end. `source`,
-`unit` and `toolchain` make a BPF object of `bpf/`, `probes` decides what to attach, `attachment` does, with `kprobes`, `tc` and
+The rooms: `watchdog` and `service` are the process, `session` is one capture from start to end. `source`, `unit` and
+`toolchain` make a BPF object of `bpf/`, `probes` decides what to attach, `attachment` does, with `kprobes`, `tc` and
 `netfilter`; `places` knows the namespaces and interfaces. `ring` drains, `counters` counts, `deliveries` finds out
 what was read.
 """
