@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,13 +165,17 @@ class Symbols:
         hidden."""
         if self.hidden:
             return []
-        everything = np.unique(self.addresses_by_line)
+        everything = self._starts_of_all
         found = []
         for start in self.addresses(name):
             following = int(np.searchsorted(everything, np.uint64(start), "right"))
             if following < len(everything):
                 found.append((start, int(everything[following])))
         return found
+
+    @cached_property
+    def _starts_of_all(self) -> npt.NDArray[np.uint64]:
+        return np.unique(self.addresses_by_line)
 
     def modules(self, name: str) -> list[str]:
         """For each of `addresses`, the module it is in; empty for the kernel itself."""
