@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from bpfpath_nb.doctor import doctor
     from bpfpath_nb.filter import Filter
     from bpfpath_nb.recording import Recording
+    from bpfpath_nb.samples import sample
 
-__all__ = ["Capture", "Filter", "Recording", "__version__", "doctor"]
+__all__ = ["Capture", "Filter", "Recording", "__version__", "doctor", "sample"]
 
 _HOME = {
     "Capture": "bpfpath_nb.capture",
     "Filter": "bpfpath_nb.filter",
     "Recording": "bpfpath_nb.recording",
     "doctor": "bpfpath_nb.doctor",
+    "sample": "bpfpath_nb.samples",
 }
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfpath_nb.samples import SAMPLES
+
 ROOT = Path(__file__).parents[2]
 
 CAPTURE = """
@@ -107,6 +109,7 @@ def test_wheel_has_the_c_sources(wheel: Path) -> None:
     assert expected
     assert expected <= names
     assert "bpfpath_nb/kernel/catalogue.toml" in names
+    assert {f"bpfpath_nb/samples/{name}.parquet" for name in SAMPLES} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "notebooks/", "bpf/"))]
 

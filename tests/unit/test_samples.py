@@ -1,0 +1,52 @@
+"""The recordings that the package carries: they load, show what they are said to show, and name nobody's machine."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+from bpfpath_nb import sample, samples
+from bpfpath_nb.errors import OptionError
+
+FOLDER = Path(samples.__file__).parent
+
+
+def test_dns_has_an_answer_a_drop_by_nftables_and_a_closed_port() -> None:
+    packets = sample("dns").packets
+
+    by_end = packets.groupby(["verdict", "reason"], observed=True, dropna=False).size().to_dict()
+    assert packets["verdict"].isin(["delivered", "dropped"]).all()
+    assert by_end["dropped", "NETFILTER_DROP"] == 2
+    assert by_end["dropped", "NO_SOCKET"] == 1
+    assert (packets["verdict"] == "delivered").sum() == 24
+    assert packets["complete"].all()
+
+
+@pytest.mark.parametrize("name", samples.SAMPLES)
+def test_a_sample_is_real_whole_and_small(name: str) -> None:
+    recording = sample(name)
+
+    assert (recording.df["probe"] == "kprobe").any()
+    assert not recording.quality[["events_lost", "facts_lost", "probe_misses", "unfinished"]].any()
+    assert (FOLDER / f"{name}.parquet").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("name", samples.SAMPLES)
+def test_a_sample_does_not_name_the_machine_that_made_it(name: str) -> None:
+    assert sample(name).start.host == "lab"
+
+
+def test_every_file_is_a_sample() -> None:
+    assert {path.stem for path in FOLDER.glob("*.parquet")} == set(samples.SAMPLES)
+
+
+@pytest.mark.parametrize("name", ["ntp", "", "../dns", None])
+def test_an_unknown_name_lists_the_samples(name: str) -> None:
+    with pytest.raises(OptionError, match="'dns'"):
+        sample(name)
+
+
+def test_the_example_holds() -> None:
+    assert doctest.testmod(samples, extraglobs={"sample": sample}).failed == 0
