@@ -334,8 +334,10 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path->pid = pid;
 		send_process(state, read_pointer(task, task_struct__group_leader), pid, now);
 	}
-	if (!place.netns)
-		place.netns = path->netns; /* TCP takes the device off; the packet is where it was */
+	/* TCP takes the device off; the sk_buff is where it was. Of another one nothing is known: what a sender
+	 * keeps to send again did not move while its clone travelled. */
+	if (!place.netns && path->skb == skb)
+		place.netns = path->netns;
 	path->seen = now;
 	path->func = where.func;
 	path->kind = where.kind;
