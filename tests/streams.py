@@ -48,9 +48,10 @@ REASONS = {"0": "SKB_NOT_DROPPED_YET", "1": "SKB_CONSUMED", "2": "SKB_DROP_REASO
            "3": "SKB_DROP_REASON_NO_SOCKET", "8": "SKB_DROP_REASON_NETFILTER_DROP",
            "9": "SKB_DROP_REASON_OTHERHOST"}  # fmt: skip
 HOOK, UDP_RCV, TAP = 0xFFFFFFFF81A00123, 0xFFFFFFFF81B00456, 0xFFFFFFFF81C00789
-TAP_READ, RAW_READ = 0xFFFFFFFF81C01789, 0xFFFFFFFF81D00012
+TAP_READ, RAW_READ, KILLED = 0xFFFFFFFF81C01789, 0xFFFFFFFF81D00012, 0xFFFFFFFF81E00034
 LOCATIONS = [(HOOK, "nf_hook_slow", 0x23), (UDP_RCV, "__udp4_lib_rcv.constprop.0", 0x56), (TAP, "packet_rcv", 0x89),
-             (TAP_READ, "packet_recvmsg", 0x89), (RAW_READ, "raw_recvmsg", 0x12)]  # fmt: skip
+             (TAP_READ, "packet_recvmsg", 0x89), (RAW_READ, "raw_recvmsg", 0x12),
+             (KILLED, "sk_stream_kill_queues", 0x34)]  # fmt: skip
 
 ENTRY, END, LAST, CLONE = (EVENT_FLAGS[name] for name in ("entry", "end", "last", "clone"))
 

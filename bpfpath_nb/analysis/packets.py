@@ -10,6 +10,7 @@ delivered    a hop handed its data to the owner of a socket (role `deliver`), or
              no further. A raw socket (ping) is meant by what it reads, a packet socket only looks on.
 dropped      a copy was freed (flag `end`) by a function of the role `drop`, the reason does not say that it was used
              as meant, and no other copy lives. Kernels before 5.17 give no reason; there each such end is a drop.
+             A FIN that waits in a socket that is closed is purged with it; nothing is lost with an empty segment.
              Ends of bystanders do not count beside those of other copies: a copy that a bridge flooded to another
              host (OTHERHOST), or a packet socket's (PACKET_SOCK_ERROR, or freed in its receiving function).
 delivered    the tracer found that it had been read (`reads`): not every kernel tells of the reading itself.
@@ -52,6 +53,9 @@ _BYSTANDERS: Final = frozenset({"OTHERHOST", "PACKET_SOCK_ERROR"})
 
 _TAPS: Final = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv", "packet_rcv_fanout"})
 """Functions that take a clone for a packet socket (net/packet/af_packet.c)."""
+
+_CLOSERS: Final = frozenset({"sk_stream_kill_queues"})
+"""Functions that purge the queues of a stream socket that was closed (net/core/stream.c)."""
 
 _TAP_READERS: Final = frozenset({"packet_recvmsg", "skb_free_datagram", "__skb_free_datagram_locked"})
 """Functions that free what a packet socket's owner has read."""
@@ -117,6 +121,7 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     is_end = hops["flags"] & EVENT_FLAGS["end"] != 0
     is_drop = is_role("drop") & is_end
     is_drop &= _by_number(hops["reason"], is_drop, start.is_drop_reason)
+    is_drop &= (hops["len"] > 0) | ~_freed_in(events, _CLOSERS)
     bystander = is_end & _freed_in(events, _TAPS)
     bystander |= _by_number(hops["reason"], is_drop, lambda number: start.reason(number) in _BYSTANDERS)
     bystander &= several[of_packet]

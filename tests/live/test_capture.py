@@ -149,6 +149,8 @@ def test_tcp_connection(lab: Lab) -> None:
     assert len(packets) >= 7
     data = packets[packets["verdict"] == "delivered"]
     assert set(data["dport"]) >= {8080}
+    # A connection that ends well loses nothing: its FINs go with the closed sockets.
+    assert not (packets["verdict"] == "dropped").any()
     # One number is one packet: none holds hops of both directions.
     assert (cap.df.groupby("packet")["flow"].nunique() == 1).all()
 

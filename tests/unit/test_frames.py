@@ -18,6 +18,7 @@ from streams import (
     FUNCTIONS,
     HOOK,
     INDEX,
+    KILLED,
     KINDS,
     LAST,
     MONOTONIC,
@@ -275,6 +276,12 @@ def test_a_packet_of_which_only_the_reading_was_told_is_delivered():
     assert set(verdict[waiting[:3]]) == {"delivered"}
     assert set(verdict[waiting[3:]]) == {"unfinished"}
     assert set(verdict[filtered]) == {"dropped"}
+
+
+@pytest.mark.parametrize(("length", "verdict"), [(0, "consumed"), (20, "dropped")])
+def test_what_a_closed_stream_socket_purges_is_lost_only_if_it_has_data(length, verdict):
+    end = hop("kfree_skb", ENTRY | END | LAST, reason=2, location=KILLED, len=length)
+    assert of_hops(end).packets.loc[1, "verdict"] == verdict
 
 
 def test_kernels_without_reasons_drop_all_the_same():
