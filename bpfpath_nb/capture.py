@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from bpfpath_nb import tracers
 from bpfpath_nb.analysis.events import Collector
@@ -35,6 +35,9 @@ from bpfpath_nb.kernel.sets import read_list
 from bpfpath_nb.printable import printable_lines
 from bpfpath_nb.recording import Recording, RecordingViews
 from bpfpath_nb.stream import REQUEST_LIMIT, Reader
+
+if TYPE_CHECKING:
+    from bpfpath_nb.start import StartRecord
 
 ARM_WITHIN = 60.0
 """How long a capture may take to be armed, in seconds; ten times that on an emulated processor."""
@@ -166,8 +169,14 @@ class Capture(RecordingViews):
             raise self._stream.why_none() from None
         self._collector: Collector = self._stream.collector
         self._armed_at = time.monotonic()
+        _captures.add(self)
 
     # -- what there is
+
+    @property
+    def start(self) -> StartRecord:
+        """What the capture said of itself when it began: filter, kernel, probes."""
+        return self._collector.start
 
     @property
     def recording(self) -> Recording:
@@ -270,6 +279,16 @@ class Capture(RecordingViews):
         from bpfpath_nb.html.summary import summary_html
 
         return summary_html(self.recording, status=str(self.status), name="Capture")
+
+
+_captures: weakref.WeakSet[Capture] = weakref.WeakSet()
+
+
+def running() -> list[Capture]:
+    """The captures of this process that are capturing, the oldest first."""
+    captures = [capture for capture in _captures if capture._stream.is_mine]
+    captures = [capture for capture in captures if capture.status.state == "capturing"]
+    return sorted(captures, key=lambda capture: capture._armed_at)
 
 
 class _Stream:

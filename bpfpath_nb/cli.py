@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bpfpath_nb.errors import BpfpathError
+from bpfpath_nb.options import add_capture_options, capture_arguments
 from bpfpath_nb.version import __version__
 
 if TYPE_CHECKING:
@@ -65,17 +66,11 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("filter", nargs="*", metavar="FILTER", help="which packets: pcap-filter(7); without one, all")
-    parser.add_argument("-d", "--duration", type=float, metavar="SECONDS", help="end after so long")
-    parser.add_argument("-c", "--packets", type=int, metavar="N", help="end after so many packets")
+    add_capture_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="save the recording (Parquet) as well")
-    parser.add_argument("--on", default="local", metavar="HOST", help="where: local (default) or ssh://user@host")
-    parser.add_argument(
-        "-n", "--namespace", action="append", metavar="NAME", help="only this network namespace; repeat for more"
-    )
     parser.add_argument("-q", "--quiet", action="store_true", help="the table of packets at the end, without the paths")
     parser.add_argument("--version", action="version", version=f"bpfpath_nb {__version__}")
-    return parser.parse_args(words)
+    return parser.parse_intermixed_args(words)
 
 
 def _doctor(words: Sequence[str]) -> int:
@@ -128,13 +123,7 @@ def _vm(words: Sequence[str]) -> int:
 def _trace(options: argparse.Namespace) -> int:
     from bpfpath_nb.capture import Capture
 
-    with Capture(
-        " ".join(options.filter),
-        on=options.on,
-        namespaces=options.namespace,
-        duration=options.duration,
-        packets=options.packets,
-    ) as capture:
+    with Capture(**capture_arguments(options)) as capture:
         print("capturing; Ctrl-C ends it", file=sys.stderr)
         failed: BpfpathError | None = None
         try:

@@ -8,6 +8,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import bpfpath_nb
 from bpfpath_nb import magic
+from bpfpath_nb.errors import BpfpathError, FilterError, OptionError
 
 
 @pytest.fixture
@@ -61,3 +62,76 @@ def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Captrue'"):
         _ = bpfpath_nb.Captrue
     assert {"Capture", "Filter", "Recording", "doctor"} <= set(dir(bpfpath_nb))
+
+
+@pytest.fixture
+def loaded(shell):
+    shell.run_line_magic("load_ext", "bpfpath_nb")
+    return shell
+
+
+def run(shell, code):
+    """The code as a cell; its error, if any."""
+    result = shell.run_cell(code)
+    return result.error_before_exec or result.error_in_exec
+
+
+def test_the_help_lists_the_options(loaded, capsys):
+    loaded.run_line_magic("pinfo", "%bpfpath")
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--functions", "--namespaces", "--match", "--returns", "--settle", "-o"))
+    assert run(loaded, "%bpfpath -h") is None
+    assert "--functions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "told"),
+    [
+        ("%%bpfpath udp --colour red\n1", OptionError, "--colour"),
+        ("%%bpfpath udp -c many\n1", OptionError, "many"),
+        ("%%bpfpath 'udp\n1", OptionError, "No closing quotation"),
+        ("%%bpfpath udp -o 7up\n1", OptionError, "'7up'"),
+        ("%%bpfpath udp -o class\n1", OptionError, "'class'"),
+        ("%%bpfpath udp --settle -1\n1", OptionError, "--settle"),
+        ("%%bpfpath stop\n1", OptionError, "no cell"),
+        ("%%bpfpath udp prot 53 -o cap\nran = True", FilterError, "udp prot 53"),
+        ("%bpfpath udp port $port -t 1", FilterError, "udp port $port"),
+        ("%bpfpath udp port {port} -t 1", FilterError, "udp port {port}"),
+    ],
+)
+def test_a_mistake_is_one_typed_message(loaded, capsys, code, kind, told):
+    loaded.user_ns["port"] = 53
+    error = run(loaded, code)
+    shown = capsys.readouterr().out
+    assert type(error) is kind
+    assert shown.startswith(f"{kind.__name__}: ")
+    assert told in shown
+    assert "Traceback" not in shown
+    assert "magic.py" not in shown
+    assert {"ran", "cap"} & set(loaded.user_ns) == set()
+
+
+def test_a_cell_that_does_not_parse_is_refused_before_anything_is_attached(loaded, capsys):
+    error = run(loaded, "%%bpfpath udp -o cap\nx = (\n")
+    assert isinstance(error, SyntaxError)
+    assert "x = (" in capsys.readouterr().out
+    assert "cap" not in loaded.user_ns
+
+
+def test_nothing_runs(loaded, capsys):
+    assert run(loaded, "running = %bpfpath list") is None
+    assert list(loaded.user_ns["running"].columns) == ["name", "filter", "state", "seconds", "packets", "hops", "lost"]
+    assert loaded.user_ns["running"].empty
+    run(loaded, "%bpfpath stop")
+    assert "no capture is running" in capsys.readouterr().out
+
+
+def test_doctor(loaded):
+    run(loaded, "found = %bpfpath doctor")
+    assert loaded.user_ns["found"].verdict == bpfpath_nb.doctor().verdict
+
+
+def test_unloading_takes_the_magic_back(loaded, capsys):
+    loaded.run_line_magic("unload_ext", "bpfpath_nb")
+    assert not isinstance(run(loaded, "%bpfpath list"), BpfpathError)
+    assert "not found" in capsys.readouterr().err
