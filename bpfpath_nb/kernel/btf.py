@@ -71,6 +71,9 @@ class Btf(Types):
         self._pointers: dict[str, Flags] = {}
         self._arguments: dict[str, Indices] = {}
         self._structures: dict[str, Structure | None] = {}
+        # Kept because each module asks its base, by the same few names.
+        self._enumerations: dict[str, dict[int, str] | None] = {}
+        self._offsets: dict[str, list[int]] = {}
         self._traced: dict[str, int] | None = None
         refers = np.isin(self._kind, REFERRING)
         if bool((self._ref[refers] >= self.count).any()):
@@ -140,7 +143,9 @@ class Btf(Types):
 
     def _offsets_of(self, name: str) -> list[int]:
         """Where a string stands; more than once where the writer of the BTF did not merge equal ones."""
-        found = self._base._offsets_of(name) if self._base else []
+        if name in self._offsets:
+            return self._offsets[name]
+        found = [*self._base._offsets_of(name)] if self._base else []
         wanted = name.encode() + b"\0"
         if self._strings.startswith(wanted):
             found.append(self._first_string)
@@ -148,6 +153,7 @@ class Btf(Types):
         while at >= 0 and len(found) < 1000:
             found.append(self._first_string + at + 1)
             at = self._strings.find(b"\0" + wanted, at + 1)
+        self._offsets[name] = found
         return found
 
     def _named(self, name: str, kinds: tuple[int, ...]) -> list[int]:
@@ -277,6 +283,11 @@ class Btf(Types):
 
     def enumeration(self, name: str) -> dict[int, str] | None:
         """See `Types.enumeration`."""
+        if name not in self._enumerations:
+            self._enumerations[name] = self._enumeration(name)
+        return self._enumerations[name]
+
+    def _enumeration(self, name: str) -> dict[int, str] | None:
         for number in self._named(name, (ENUM, ENUM64)):
             row = number - self._first
             begin, wide, signed = int(self._start[row]) + 3, self._kind[row] == ENUM64, bool(self._flagged[row])
