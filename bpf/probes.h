@@ -112,6 +112,29 @@ static u64 (*attach_cookie)(void *ctx) = (void *)174; /* BPF_FUNC_get_attach_coo
 BPF_HASH(kprobe_cookies, u64, u64, 16384); /* by the address of the breakpoint */
 #endif
 
+#ifdef SEARCH_REGISTERS
+/* A module's function on a kernel whose modules have no BTF: nothing tells which argument the packet is. It is
+ * the one whose buffer is followed. */
+static __always_inline u64 followed_argument(u64 *ctx)
+{
+	const u32 places[] = {REGISTER_0, REGISTER_1, REGISTER_2, REGISTER_3, REGISTER_4};
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+
+	if (!state || !state->tagged)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < 5; i++) {
+		u64 candidate = ctx[places[i] / 8];
+		u64 head = read_pointer(candidate, sk_buff__head);
+
+		if (head && (skb_map.lookup(&head) || (state->moved && moved.lookup(&candidate))))
+			return candidate;
+	}
+	return 0;
+}
+#endif
+
 int kprobe(u64 *ctx)
 {
 #ifdef bpf_trace_run_ctx__bpf_cookie
@@ -134,6 +157,10 @@ int kprobe(u64 *ctx)
 	/* Read as memory: which register it is, is not known when the program is checked. */
 	u64 skb = read_pointer((u64)ctx, place);
 
+#ifdef SEARCH_REGISTERS
+	if (number == NO_ARGUMENT)
+		skb = followed_argument(ctx);
+#endif
 	return hop(0, skb, WHERE(COOKIE_FUNC(cookie), COOKIE_KIND(cookie), 0, 0));
 }
 #endif

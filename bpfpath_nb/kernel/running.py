@@ -138,6 +138,21 @@ class Kernel:
         return {f: name for name, types in self.modules.items() for f in types.functions_taking(PACKET) if f not in own}
 
     @cached_property
+    def untyped_functions(self) -> frozenset[str]:
+        """Functions of the catalogue that are in modules without BTF (all modules before 5.11), as they are loaded now.
+
+        They take a packet, as all of the catalogue do; as which argument, nothing on the machine tells.
+        """
+        symbols = self.symbols
+        found = set()
+        for function in self.catalogue.functions.values():
+            for name in (function.name, *function.aliases):
+                modules = {module for exact in symbols.variants(name) for module in symbols.modules(exact)}
+                if name not in self.functions and any(module and module not in self.modules for module in modules):
+                    found.add(name)
+        return frozenset(found)
+
+    @cached_property
     def tracepoints(self) -> dict[str, int]:
         """Tracepoints that pass a packet, or what the catalogue's `via` starts from, with that argument's position."""
         found: dict[str, int] = {}

@@ -166,9 +166,10 @@ class Attachment:
         symbols = self._kernel.symbols
         targets = []
         for probe in planned:
-            addresses = [address for name in symbols.variants(probe.target) for address in symbols.addresses(name)]
-            if addresses:
-                targets.append(Target(probe.target, tuple(dict.fromkeys(addresses)), probe.cookie))
+            copies = {address: name for name in symbols.variants(probe.target) for address in symbols.addresses(name)}
+            if copies:
+                named = tuple((name, address) for address, name in copies.items())
+                targets.append(Target(probe.target, named, probe.cookie))
             else:
                 self._refuse(probe.target, OSError("inlined by the compiler, or in a module that is not loaded"))
 

@@ -43,10 +43,10 @@ Load = Callable[[int | None], int]
 
 @dataclass(frozen=True)
 class Target:
-    """One function to attach to: all copies of it."""
+    """One function to attach to: all copies of it, each by its exact symbol (``ip_rcv_core.isra.0``) and address."""
 
     name: str
-    addresses: tuple[int, ...]
+    copies: tuple[tuple[str, int], ...]
     cookie: int
 
 
@@ -136,11 +136,16 @@ class Kprobes:
     def _attach_multi(self, targets: Sequence[Target]) -> dict[str, str]:
         program = self._load(KPROBE_MULTI)
         known = traceable()
-        chosen = [target for target in targets if known is None or target.name in known]
-        if not chosen:
+        pairs = [
+            (address, target.cookie, target.name)
+            for target in targets
+            for symbol, address in target.copies
+            if known is None or symbol in known
+        ]
+        if not pairs:
             raise OSError("ftrace can trace none of the functions")
-        refused = {target.name: "ftrace cannot trace it" for target in targets if target not in chosen}
-        pairs = [(address, target.cookie, target.name) for target in chosen for address in target.addresses]
+        chosen = {name for _, _, name in pairs}
+        refused = {target.name: "ftrace cannot trace it" for target in targets if target.name not in chosen}
         # A kernel without kprobe.multi refuses any list; one that has it takes at least some part of this one.
         refused |= self._link(program, pairs, first=True)
         self.kind, self.program = "kprobe.multi", program
@@ -169,7 +174,7 @@ class Kprobes:
         if kind is None:
             return dict.fromkeys((target.name for target in targets), "this kernel has no kprobes")
         program = self._load(None)
-        pairs = [(address, target) for target in targets for address in target.addresses]
+        pairs = [(address, target) for target in targets for _, address in target.copies]
         if self._set_cookie is not None:
             for address, target in pairs:
                 self._set_cookie(address + BREAKPOINT, target.cookie)

@@ -142,6 +142,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         extra = [name for name in wish.names if name in kernel.tracepoints and name not in kernel.functions]
         wish = Wish(names=tuple(name for name in wish.names if name not in extra), final=wish.final)
     in_register = {name: register for name, register in kernel.functions.items() if register <= LAST_REGISTER}
+    in_register |= dict.fromkeys(kernel.untyped_functions, NO_ARGUMENT)
     chosen = Selection({})
     if not isinstance(wish, Wish) or wish.names:
         chosen = select(wish, in_register, catalogue, symbols=frozenset(kernel.symbols.names()), files=False)
@@ -152,6 +153,8 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         described = catalogue.find(name)
         kind = _kind(request, catalogue.layer_of(name), described.entry if described else "")
         made.probes.append(_function(name, len(made.probes), kind, register, kernel, name in chosen.final))
+        if register == NO_ARGUMENT:
+            made.macros["SEARCH_REGISTERS"] = 1
     if EXPANDS in in_register:
         made.probes.append(_function(EXPANDS, len(made.probes), EXPAND, in_register[EXPANDS], kernel, False))
         made.macros["EXPAND_PROBED"] = 1
