@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bpfpath_nb.errors import BpfpathError
+from bpfpath_nb.errors import BpfpathError, NotebookError
 from bpfpath_nb.options import add_capture_options, capture_arguments
 from bpfpath_nb.version import __version__
 
@@ -29,6 +29,7 @@ examples:
   bpfpath 'tcp port 443' -d 10 -o tls.parquet
   bpfpath icmp -c 4                        four packets, then end
   bpfpath doctor                           what works on this machine, and what mends the rest
+  bpfpath check-notebook case.ipynb        whether all of a saved notebook can be seen without JavaScript
   bpfpath vm 6.12 -- bpfpath icmp -c 4     the same on another kernel; bpfpath vm list names them
 """
 _LOOK_EVERY = 0.5  # seconds between two looks at what arrived, at least
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _doctor(words[1:])
         if words[:1] == ["vm"]:
             return _vm(words[1:])
+        if words[:1] == ["check-notebook"]:
+            return _check_notebook(words[1:])
         return _trace(_options(words))
     except BpfpathError as error:
         # As it is: the message of a filter's error has a line that marks the place.
@@ -84,6 +87,34 @@ def _doctor(words: Sequence[str]) -> int:
     found = doctor()
     print(found)
     return 0 if found.able else 1
+
+
+def _check_notebook(words: Sequence[str]) -> int:
+    from bpfpath_nb.check_notebook import LIMIT, check_notebook
+
+    parser = argparse.ArgumentParser(
+        prog="bpfpath check-notebook",
+        description="Tell what cannot be seen of saved notebooks where no JavaScript runs and no kernel answers: "
+        "widgets without HTML beside them, scripts, local files, outputs that are too large. The exit status is 1 "
+        "where there is something.",
+    )
+    parser.add_argument("notebook", nargs="+", metavar="NOTEBOOK", help="a saved notebook (.ipynb)")
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT // 1000, metavar="KB", help=f"most per output (default: {LIMIT // 1000})"
+    )
+    options = parser.parse_args(words)
+    found = 0
+    for path in options.notebook:
+        try:
+            problems = check_notebook(path, options.limit * 1000)
+        except OSError as error:
+            raise NotebookError(f"{path} cannot be read: {error.strerror}.") from None
+        for problem in problems:
+            print(f"{path}: {problem}")
+        if not problems:
+            print(f"{path}: all of it can be seen without JavaScript")
+        found += len(problems)
+    return 1 if found else 0
 
 
 def _vm(words: Sequence[str]) -> int:

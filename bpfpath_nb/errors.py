@@ -87,5 +87,9 @@ class RecordingError(BpfpathError, ValueError):
     """A file that is not a recording, or a truncated or damaged one."""
 
 
+class NotebookError(BpfpathError, ValueError):
+    """A file that is not a notebook."""
+
+
 class LabError(BpfpathError, RuntimeError):
     """The practice network could not be built or taken down."""
