@@ -8,16 +8,23 @@ in `RecordingViews`, in terms of the one property `recording`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from bpfpath_nb.analysis.drops import drops_frame
 from bpfpath_nb.analysis.events import Collector, Events
 from bpfpath_nb.analysis.flows import Flows, flows
+from bpfpath_nb.analysis.functions import functions_frame
+from bpfpath_nb.analysis.hop_columns import HopColumns
 from bpfpath_nb.analysis.hops import hops_frame
+from bpfpath_nb.analysis.latency import latency_frame
 from bpfpath_nb.analysis.losses import quality
-from bpfpath_nb.analysis.packets import packets_frame
+from bpfpath_nb.analysis.namespaces import namespaces_frame
+from bpfpath_nb.analysis.packets import packets_frame, verdicts
+from bpfpath_nb.analysis.paths import Paths, find_paths, paths_frame
+from bpfpath_nb.analysis.transitions import transitions_frame
 from bpfpath_nb.stream import Batch, Reader, Source
 
 if TYPE_CHECKING:
@@ -57,6 +64,78 @@ class RecordingViews:
         {packets}
         """
         return self.recording._packets
+
+    @property
+    def paths(self) -> pd.DataFrame:
+        """One row per way that packets took through the kernel, the most frequent first.
+
+        Index `path`, by which the paths of two recordings can be joined.
+
+        {paths}
+        """
+        return self.recording._paths_frame
+
+    @property
+    def functions(self) -> pd.DataFrame:
+        """One row per function that packets passed, that with most time spent first.
+
+        Index `func`. Quantiles are exact.
+
+        {functions}
+        """
+        return self.recording._functions
+
+    @property
+    def transitions(self) -> pd.DataFrame:
+        """One row per step from one function to the next, that with most time spent first.
+
+        Index `(from, to)`. What is taken for waiting is in `analysis.waits`.
+
+        {transitions}
+        """
+        return self.recording._transitions
+
+    @property
+    def drops(self) -> pd.DataFrame:
+        """One row for each time that the kernel dropped a packet, or a copy of one, by time.
+
+        {drops}
+        """
+        return self.recording._drops
+
+    @property
+    def namespaces(self) -> pd.DataFrame:
+        """One row per network namespace that packets were seen in, that with most packets first.
+
+        Index `netns`.
+
+        {namespaces}
+        """
+        return self.recording._namespaces
+
+    def latency(self, by: str | Sequence[str] = ("netns", "func")) -> pd.DataFrame:
+        """The quantiles of `functions`, by any columns.
+
+        Parameters
+        ----------
+        by : str or sequence of str
+            Columns of `df`, `packet`, or columns of `packets`, such as `["netns", "func"]` or `["verdict", "layer"]`.
+            A hop without a value there counts in no group.
+
+        Returns
+        -------
+        DataFrame
+            Index as `by`, the group in which most time was spent first.
+
+        {latency}
+
+        Raises
+        ------
+        OptionError
+            There is no such column.
+        """
+        columns = [by] if isinstance(by, str) else list(by)
+        return latency_frame(self.recording.df, columns, self.recording.packets)
 
     @property
     def quality(self) -> pd.Series[Any]:
@@ -168,8 +247,36 @@ class Recording(RecordingViews):
         return hops_frame(self.events, self._flows)
 
     @cached_property
+    def _columns(self) -> HopColumns:
+        return HopColumns.of_events(self.events)
+
+    @cached_property
+    def _paths(self) -> Paths:
+        return find_paths(self._columns.func, self.events.first, self.events.hop)
+
+    @cached_property
     def _packets(self) -> pd.DataFrame:
-        return packets_frame(self.events, self._flows)
+        return packets_frame(self.events, self._flows, self._paths)
+
+    @cached_property
+    def _paths_frame(self) -> pd.DataFrame:
+        return paths_frame(self._columns, self._paths, verdicts(self.events)[0])
+
+    @cached_property
+    def _functions(self) -> pd.DataFrame:
+        return functions_frame(self._columns)
+
+    @cached_property
+    def _transitions(self) -> pd.DataFrame:
+        return transitions_frame(self._columns)
+
+    @cached_property
+    def _drops(self) -> pd.DataFrame:
+        return drops_frame(self.events, self._flows)
+
+    @cached_property
+    def _namespaces(self) -> pd.DataFrame:
+        return namespaces_frame(self.events, self._columns)
 
     @cached_property
     def _quality(self) -> pd.Series[Any]:
@@ -190,7 +297,12 @@ def _document() -> None:
     """Put the columns of `schema` into the docstrings of the frames, so that they cannot differ."""
     from bpfpath_nb import schema
 
-    for name, columns in (("df", schema.HOPS), ("packets", schema.PACKETS), ("quality", schema.QUALITY)):
+    frames = {
+        "df": schema.HOPS, "packets": schema.PACKETS, "paths": schema.PATHS, "functions": schema.FUNCTIONS,
+        "transitions": schema.TRANSITIONS, "drops": schema.DROPS, "namespaces": schema.NAMESPACES,
+        "latency": schema.LATENCY, "quality": schema.QUALITY,
+    }  # fmt: skip
+    for name, columns in frames.items():
         view = RecordingViews.__dict__[name]
         if view.__doc__:
             view.__doc__ = view.__doc__.replace(f"        {{{name}}}", schema.document(columns, indent=8))

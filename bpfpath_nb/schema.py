@@ -248,6 +248,82 @@ PACKETS: Final = (
     Column("complete", "bool", "whether no hop of it can be missing: False where events were lost while it was alive"),
 )
 
+QUEUES: Final = ("backlog", "qdisc", "neighbour", "socket", "out-of-order")
+
+TRANSITION_KINDS: Final = ("work", "wait")
+
+
+def _quantiles(of: str, meaning: str) -> tuple[Column, ...]:
+    told = {"p50": "median", "p90": "90th percentile", "p99": "99th percentile", "max": "longest", "total": "sum"}
+    return tuple(Column(f"{of}{name}", "timedelta64[ns]", f"{what} of {meaning}") for name, what in told.items())
+
+
+PATHS_INDEX: Final = (Column("path", "str", "id of the path, the same in every capture and on every kernel"),)
+
+PATHS: Final = (
+    Column("packets", "int64", "how many packets took it"),
+    Column("share", "float64", "of all packets, from 0 to 1"),
+    Column("hops", "uint32", "how many functions it has"),
+    Column("functions", "category", "its functions in order, as `a > b > c`"),
+    Column("verdict", "category", "what became of most of these packets, one of VERDICTS"),
+    Column("median", "timedelta64[ns]", "median of the time from the first hop to the last"),
+    Column("p99", "timedelta64[ns]", "99th percentile of that time"),
+)
+
+FUNCTIONS_INDEX: Final = (Column("func", "str", "kernel function"),)
+
+LATENCY: Final = (
+    Column("hits", "int64", "how many hops there are"),
+    *_quantiles("gap_", "the time until the packet's next hop"),
+    *_quantiles("duration_", "the time inside the function; NaT where returns are not traced"),
+)
+
+FUNCTIONS: Final = (
+    Column("layer", "category", "part of the network stack, one of LAYERS"),
+    Column("hits", "int64", "how often it was passed"),
+    Column("packets", "int64", "by how many packets"),
+    *LATENCY[1:],
+)
+
+TRANSITIONS_INDEX: Final = (
+    Column("from", "str", "kernel function"),
+    Column("to", "str", "the one that the packet passed next"),
+)
+
+TRANSITIONS: Final = (
+    Column("count", "int64", "how often packets went so"),
+    *_quantiles("", "the time from the one to the other"),
+    Column("kind", "category", "what most of that time was: work, or wait in a queue"),
+    Column("queue", "category", "the queue that was waited in, one of QUEUES; missing where it was work"),
+)
+
+DROPS: Final = (
+    Column("time", "datetime64[ns, UTC]", "when it was dropped"),
+    Column("packet", "uint32", "number of the packet"),
+    Column("reason", "category", "why, as the kernel that was traced names it; missing before Linux 5.17"),
+    Column("func", "category", "the function that gave it up"),
+    Column("offset", "UInt32", "how far into that function", "bytes"),
+    Column("stack", "category", "how the kernel came there, as `inner < outer < ...`"),
+    Column("flow", "category", "the packet's flow there"),
+    Column("netns", "category", "the namespace where it was dropped"),
+    Column("dev", "category", "the interface that it was at"),
+    Column("tcp_state", "category", "state of the TCP socket that it was for, as ESTABLISHED"),
+    Column("tcp_flags", "category", "flags of its TCP header, as `SYN ACK`"),
+    Column("advice", "category", "what that means and what to look at next"),
+)
+
+NAMESPACES_INDEX: Final = (Column("netns", "str", "name of the network namespace, else `net:[inum]`"),)
+
+NAMESPACES: Final = (
+    Column("packets", "int64", "how many packets were seen in it"),
+    Column("hops", "int64", "and in how many hops"),
+    Column("time", "timedelta64[ns]", "how long they were there in all: sum of the gaps after these hops"),
+    Column("waiting", "timedelta64[ns]", "how much of that in queues"),
+    Column("drops", "int64", "drops that happened there"),
+    Column("delivered", "int64", "packets that were delivered there"),
+    Column("interfaces", "category", "its interfaces at which packets were seen, as `eth0, lo`"),
+)
+
 QUALITY: Final = (
     Column("events_lost", "int", "events that found the event ring full"),
     Column("events_over", "int", "events that came after `max_events` was reached, and were not kept"),

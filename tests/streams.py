@@ -211,3 +211,23 @@ def _facts(packets: int) -> np.ndarray:
     port = 40000 + number % 20000
     facts["headers"][:, 34], facts["headers"][:, 35] = port >> 8, port & 255
     return facts
+
+
+EMPTY = Capture(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
+
+
+def of_hops(*hops: dict[str, int], facts: np.ndarray | None = None, **changes: Any) -> Recording:
+    """A recording of these hops, one after another on one CPU."""
+    events = np.zeros(len(hops), EVENT_DTYPE)
+    events["packet"], events["time"] = 1, MONOTONIC + np.arange(len(hops)) * 1000
+    events["seq"], events["netns"], events["skb"] = np.arange(len(hops)), CLIENT, 0xFFFF888000000000
+    for at, fields in enumerate(hops):
+        for name, value in fields.items():
+            events[name][at] = value
+    facts = np.empty(0, FACTS_DTYPE) if facts is None else facts
+    return Capture(events, facts, np.empty(0), {}).recording(**changes)
+
+
+def hop(name: str, flags: int = 0, **fields: int) -> dict[str, int]:
+    """One of them."""
+    return {"func": INDEX[name], "flags": flags} | fields

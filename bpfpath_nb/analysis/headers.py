@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from bpfpath_nb.analysis import names
 from bpfpath_nb.schema import LINKS
 
 Bools = npt.NDArray[np.bool_]
@@ -46,6 +47,8 @@ PARSED_DTYPE: Final = np.dtype(
 _TAGS = (0x8100, 0x88A8, 0x9100)
 _WITH_PORTS = (6, 17, 33, 132, 136)
 _ICMP = (1, 58)
+_TCP = 6
+_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 # Hop-by-hop, routing, destination options, mobility, HIP, shim6: all have their length in 8-byte units at byte 1.
 _OPTIONS = (0, 43, 60, 135, 139, 140)
 _FRAGMENT, _AUTHENTICATION = 44, 51
@@ -81,6 +84,26 @@ def parse(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 
     Fields that a packet does not have are zero (VLAN ids -1), so that equal flows are equal bytes.
     """
+    return _parse(facts)[0]
+
+
+def tcp_flags(facts: npt.NDArray[np.void], rows: npt.NDArray[np.intp]) -> names.Named:
+    """The flags in the TCP headers of some rows of `facts`, as `SYN ACK`; none where there is no such header or row."""
+    known = np.flatnonzero(rows >= 0)
+    parsed, matrix, transport = _parse(facts[rows[known]])
+    has = (parsed["proto"] == _TCP) & (parsed["fragment"] == 0) & matrix.has(transport, 14)
+    has &= (parsed["kind"] == KINDS["ip"]) | (parsed["kind"] == KINDS["ip6"])
+    flags = np.full(len(rows), -1, np.int32)
+    flags[known] = np.where(has, matrix.u8(transport + 13), -1)
+
+    def name(bits: int) -> str | None:
+        return " ".join(flag for at, flag in enumerate(_TCP_FLAGS) if bits >> at & 1) if bits >= 0 else None
+
+    return names.look_up(flags, name)
+
+
+def _parse(facts: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], _Matrix, Offsets]:
+    """The parsed headers, the bytes, and where the transport header begins."""
     parsed = np.zeros(len(facts), PARSED_DTYPE)
     parsed["outer"] = parsed["inner"] = -1
     matrix = _Matrix(np.ascontiguousarray(facts["headers"]), facts["caplen"])
@@ -101,7 +124,7 @@ def parse(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     transport = offset + np.where(four, (matrix.u8(offset) & 15) * 4, 40)
     _extensions(matrix, six, matrix.u8(offset + 6), transport, parsed)
     _ends(matrix, (four | six) & (parsed["fragment"] == 0), transport, parsed)
-    return parsed
+    return parsed, matrix, transport
 
 
 def _link(

@@ -30,7 +30,6 @@ with it, which is known by its address, and not the freeing function itself.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -43,6 +42,7 @@ from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timedeltas, timestamps
 from bpfpath_nb.analysis.losses import complete, has_ended
+from bpfpath_nb.analysis.paths import Paths
 from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.schema import EVENT_FLAGS, PACKETS, ROLES, VERDICTS
 
@@ -61,7 +61,7 @@ _TAP_READERS: Final = frozenset({"packet_recvmsg", "skb_free_datagram", "__skb_f
 """Functions that free what a packet socket's owner has read."""
 
 
-def packets_frame(events: Events, flows: Flows) -> pd.DataFrame:
+def packets_frame(events: Events, flows: Flows, paths: Paths) -> pd.DataFrame:
     """All packets, by number.
 
     Returns
@@ -81,7 +81,7 @@ def packets_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "last": timestamps(utc[last]),
         "total": timedeltas(utc[last] - utc[first]),
         "hops": events.counts.astype(np.uint32),
-        "path": paths(events).categorical(),
+        "path": paths.named().categorical(),
         "flow": hop_flows(events, flows).take(first).categorical(),
         "proto": _of_first(flows.proto, flows, fact),
         "src": _of_first(flows.src, flows, fact),
@@ -93,7 +93,7 @@ def packets_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "namespaces": itineraries(events, netns).categorical(),
         "verdict": names.categorical(verdict, VERDICTS),
         "reason": names.reasons(events).take(np.where(dropped, deciding, -1)).categorical(),
-        "where": _where(events, deciding).categorical(),
+        "where": given_up_by(events, deciding).categorical(),
         "parent": nullable(parent, parent == 0),
         "complete": complete(events),
     }
@@ -119,12 +119,7 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     copies = events.copies
     of_packet, several = events.packet_of, copies.several
     is_end = hops["flags"] & EVENT_FLAGS["end"] != 0
-    is_drop = is_role("drop") & is_end
-    is_drop &= _by_number(hops["reason"], is_drop, start.is_drop_reason)
-    is_drop &= (hops["len"] > 0) | ~_freed_in(events, _CLOSERS)
-    bystander = is_end & _freed_in(events, _TAPS)
-    bystander |= _by_number(hops["reason"], is_drop, lambda number: start.reason(number) in _BYSTANDERS)
-    bystander &= several[of_packet]
+    is_drop, bystander = _drops_and_bystanders(events, is_end)
     # Whether no copy lives but, perhaps, the row's own.
     alone = (copies.living[copies.packet] == copies.lives)[copies.of]
 
@@ -147,6 +142,27 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     deciding = np.select(cases, [delivered, dropped, events.last, sent, passed_by, used], events.last)
     # An end without the flag `end` before it cannot be, but the stream is not to be trusted.
     return verdict, np.where(deciding < 0, events.last, deciding)
+
+
+def real_drops(events: Events) -> npt.NDArray[np.bool_]:
+    """Of each hop whether a copy was dropped there that was no bystander."""
+    is_drop, bystander = _drops_and_bystanders(events, events.hops["flags"] & EVENT_FLAGS["end"] != 0)
+    return is_drop & ~bystander
+
+
+def _drops_and_bystanders(
+    events: Events, is_end: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Of each hop whether a copy was dropped there, and whether it is the end of a bystander."""
+    start, reason = events.start, events.hops["reason"]
+    drops = np.array([function.role == "drop" for function in start.functions] or [False], bool)
+    is_drop = is_end & drops[events.hops["func"]]
+    is_drop &= _by_number(reason, is_drop, start.is_drop_reason)
+    is_drop &= (events.hops["len"] > 0) | ~_freed_in(events, _CLOSERS)
+    bystander = is_end & _freed_in(events, _TAPS)
+    bystander |= _by_number(reason, is_drop, lambda number: start.reason(number) in _BYSTANDERS)
+    bystander &= events.copies.several[events.packet_of]
+    return is_drop, bystander
 
 
 def _by_number(
@@ -198,23 +214,6 @@ def _freed_in(events: Events, functions: Iterable[str]) -> npt.NDArray[np.bool_]
     return np.isin(location, np.array(addresses, np.uint64)) if addresses else np.zeros(len(location), np.bool_)
 
 
-def paths(events: Events) -> names.Named:
-    """Of each packet its path: an id of 12 hexadecimal digits.
-
-    It is the head of the BLAKE2b hash of the functions' names in order, so it is the same in every capture, on every
-    kernel that runs through the same functions, whatever the compiler appended to their names.
-    """
-    function = names.functions(events)
-    examples, which = distinct(function.codes, events.hop, events.first)
-
-    def path_id(at: int) -> str:
-        rows = slice(events.first[at], events.first[at] + events.counts[at])
-        text = "\n".join([function.names[code] for code in function.codes[rows].tolist()])
-        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-    return names.distinct_names(which, [path_id(at) for at in examples.tolist()])
-
-
 def itineraries(events: Events, netns: names.Named) -> names.Named:
     """Of each packet the namespaces it visited, in order of its first visit, as `client > router > server`."""
     if not len(events):
@@ -239,12 +238,12 @@ def itineraries(events: Events, netns: names.Named) -> names.Named:
     return names.distinct_names(where, texts)
 
 
-def _where(events: Events, deciding: npt.NDArray[np.intp]) -> names.Named:
-    """The function that decided: of an end the one that holds the address of who freed, where that is known."""
+def given_up_by(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
+    """The functions of some hops: of an end the one that holds the address of who freed, where that is known."""
     function = names.functions(events)
-    location = events.hops["location"][deciding]
+    location = events.hops["location"][rows]
     known = names.look_up(location, lambda address: events.locations.get(address, (None, 0))[0])
-    code = np.where(known.codes >= 0, known.codes, function.codes[deciding] + np.int32(len(known.names)))
+    code = np.where(known.codes >= 0, known.codes, function.codes[rows] + np.int32(len(known.names)))
     return names.distinct_names(code, [*known.names, *function.names])
 
 

@@ -24,6 +24,9 @@ LAYERS = (
 )  # fmt: skip
 """All layers, in the order in which they are shown."""
 
+QUEUES = ("backlog", "qdisc", "neighbour", "socket", "out-of-order")
+"""Where a packet can lie and wait."""
+
 PATH = Path(__file__).with_name("catalogue.toml")
 
 
@@ -59,10 +62,22 @@ class Tracepoint:
     default: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A rule by which waiting in a queue is told from work; `catalogue.toml` has the fields."""
+
+    queue: str
+    out: frozenset[str]
+    in_: frozenset[str] = frozenset()
+    unless: frozenset[str] = frozenset()
+    moved: bool = False
+
+
 class Catalogue:
     """The catalogue: `functions` and `tracepoints` by name, and what follows from them.
 
-    `readers` are the functions that free a packet when the owner of its socket has read it.
+    `readers` are the functions that free a packet when the owner of its socket has read it, `queues` the rules that
+    tell waiting from work.
     """
 
     def __init__(
@@ -73,8 +88,10 @@ class Catalogue:
         never: re.Pattern[str],
         control: re.Pattern[str],
         readers: frozenset[str],
+        queues: tuple[Queue, ...],
     ) -> None:
         self.readers = readers
+        self.queues = queues
         self.functions = dict(functions)
         self.tracepoints = dict(tracepoints)
         self._layers = layers
@@ -153,12 +170,20 @@ def _read(path: Path) -> Catalogue:
         never = re.compile("|".join(data["never"]["patterns"]))
         control = re.compile("|".join(data["control"]["patterns"]))
         readers = frozenset(data["readers"]["functions"])
+        queues = tuple(_queue(entry) for entry in data["queues"])
     except (TypeError, KeyError, re.error) as error:
         raise ValueError(f"{path.name}: {error}") from error
     used = {f.layer for f in functions.values()} | {t.layer for t in tracepoints.values()} | {l_ for _, l_ in layers}
     if used - set(LAYERS):
         raise ValueError(f"{path.name}: no such layer: {', '.join(sorted(used - set(LAYERS)))}")
-    return Catalogue(functions, tracepoints, layers, never, control, readers)
+    return Catalogue(functions, tracepoints, layers, never, control, readers, queues)
+
+
+def _queue(entry: Mapping[str, Any]) -> Queue:
+    if set(entry) - {"queue", "in", "out", "unless", "moved"} or entry["queue"] not in QUEUES:
+        raise ValueError(f"no such queue, or no such field: {entry}")
+    names = {key: frozenset(entry.get(key, ())) for key in ("out", "in", "unless")}
+    return Queue(entry["queue"], names["out"], names["in"], names["unless"], bool(entry.get("moved", False)))
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

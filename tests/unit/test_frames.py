@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import (
-    CLIENT,
     CLONE,
+    EMPTY,
     END,
     ENTRY,
     FUNCTIONS,
@@ -31,35 +31,18 @@ from streams import (
     VERDICT,
     capture,
     facts_row,
+    hop,
+    of_hops,
     start_record,
     udp_frame,
 )
-from streams import Capture as Made
 
 from bpfpath_nb import schema
 from bpfpath_nb.analysis.events import Collector, Events, hop_order
 from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.recording import Recording, RecordingViews
-from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
+from bpfpath_nb.schema import EVENT_DTYPE
 from bpfpath_nb.stream import Reader
-
-EMPTY = Made(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
-
-
-def of_hops(*hops: dict[str, int], facts: np.ndarray | None = None, **changes: object) -> Recording:
-    """A recording of these hops, one after another on one CPU."""
-    events = np.zeros(len(hops), EVENT_DTYPE)
-    events["packet"], events["time"] = 1, MONOTONIC + np.arange(len(hops)) * 1000
-    events["seq"], events["netns"], events["skb"] = np.arange(len(hops)), CLIENT, 0xFFFF888000000000
-    for at, hop in enumerate(hops):
-        for name, value in hop.items():
-            events[name][at] = value
-    facts = np.empty(0, FACTS_DTYPE) if facts is None else facts
-    return Made(events, facts, np.empty(0), {}).recording(**changes)
-
-
-def hop(name: str, flags: int = 0, **fields: int) -> dict[str, int]:
-    return {"func": INDEX[name], "flags": flags} | fields
 
 
 @pytest.mark.parametrize("made", [EMPTY, capture(40)], ids=["empty", "full"])
@@ -80,7 +63,18 @@ def test_columns_and_dtypes_are_those_of_the_schema(made):
 
 
 @pytest.mark.parametrize(
-    ("view", "columns"), [("df", schema.HOPS), ("packets", schema.PACKETS), ("quality", schema.QUALITY)]
+    ("view", "columns"),
+    [
+        ("df", schema.HOPS),
+        ("packets", schema.PACKETS),
+        ("paths", schema.PATHS),
+        ("functions", schema.FUNCTIONS),
+        ("transitions", schema.TRANSITIONS),
+        ("drops", schema.DROPS),
+        ("namespaces", schema.NAMESPACES),
+        ("latency", schema.LATENCY),
+        ("quality", schema.QUALITY),
+    ],
 )
 def test_docstrings_list_the_columns_of_the_schema(view, columns):
     text = getattr(RecordingViews, view).__doc__

@@ -1,0 +1,114 @@
+"""The frame of paths: which ways packets took through the kernel, and how often.
+
+A path is the ordered list of a packet's functions. Its id is the head of the BLAKE2b hash of their names, after
+compiler suffixes are taken off and names that differ from kernel to kernel are brought to one (`aliases` of the
+catalogue). So it is the same in every capture and on every kernel that runs through the same functions, and two
+recordings' paths can be joined by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.hop_columns import HopColumns
+from bpfpath_nb.analysis.hops import timedeltas
+from bpfpath_nb.analysis.quantiles import quantiles
+from bpfpath_nb.analysis.sequences import distinct
+from bpfpath_nb.kernel.catalogue import load
+from bpfpath_nb.schema import PATHS, VERDICTS
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The paths of some packets.
+
+    Attributes
+    ----------
+    which : array
+        For each packet the position of its path in what follows.
+    ids, functions : lists of str
+        For each path its id and its functions as text.
+    """
+
+    which: npt.NDArray[np.intp]
+    ids: list[str]
+    functions: list[str]
+
+    def named(self) -> names.Named:
+        """Of each packet its path's id."""
+        return names.distinct_names(self.which, self.ids)
+
+
+def find_paths(func: names.Named, first: npt.NDArray[np.intp], position: npt.NDArray[Any]) -> Paths:
+    """Tell packets' paths apart.
+
+    Parameters
+    ----------
+    func : Named
+        Of each hop its function.
+    first : array
+        Row of each packet's first hop.
+    position : array
+        Of each hop its number in its packet.
+    """
+    catalogue = load()
+    known = [catalogue.find(name) for name in func.names]
+    same = names.distinct_names(
+        func.codes, [name if entry is None else entry.name for name, entry in zip(func.names, known, strict=True)]
+    )
+    examples, which = distinct(same.codes, position, first)
+    ends = np.append(first[1:], len(func.codes))
+    rows = [slice(int(first[at]), int(ends[at])) for at in examples]
+    ids = ["\n".join([same.names[code] for code in same.codes[row].tolist()]) for row in rows]
+    return Paths(
+        which,
+        [hashlib.blake2b(text.encode(), digest_size=6).hexdigest() for text in ids],
+        [" > ".join([func.names[code] for code in func.codes[row].tolist()]) for row in rows],
+    )
+
+
+def paths_frame(hops: HopColumns, paths: Paths, verdict: npt.NDArray[np.int8]) -> pd.DataFrame:
+    """All paths, the most frequent first.
+
+    Parameters
+    ----------
+    hops : HopColumns
+    paths : Paths
+        Of the packets of `hops`.
+    verdict : array of int8
+        Of each packet the position of its verdict in schema.VERDICTS; -1 where it is not known.
+
+    Returns
+    -------
+    DataFrame
+        Index path; columns as schema.PATHS.
+    """
+    count, which = len(paths.ids), paths.which
+    packets = np.bincount(which, minlength=count)
+    example = np.zeros(count, np.intp)
+    example[which[::-1]] = np.arange(len(which))[::-1]
+    known = verdict >= 0
+    cases = np.bincount(which[known] * len(VERDICTS) + verdict[known], minlength=count * len(VERDICTS))
+    cases = cases.reshape(count, len(VERDICTS))
+    usual = np.where(cases.any(axis=1), cases.argmax(axis=1), -1) if count else np.empty(0, np.int8)
+    total = quantiles(which, count, hops.time[hops.last] - hops.time[hops.first])
+    order = np.argsort(-packets, kind="stable")
+    text = names.distinct_names(order, paths.functions)
+    columns: dict[str, Any] = {
+        "packets": packets[order].astype(np.int64),
+        "share": packets[order] / max(len(which), 1),
+        "hops": hops.counts[example[order]].astype(np.uint32),
+        "functions": text.categorical(),
+        "verdict": names.categorical(usual[order], VERDICTS),
+        "median": timedeltas(total["p50"][order]),
+        "p99": timedeltas(total["p99"][order]),
+    }
+    index = pd.Index([paths.ids[at] for at in order.tolist()], dtype="str", name="path")
+    return pd.DataFrame({column.name: columns[column.name] for column in PATHS}, index=index)

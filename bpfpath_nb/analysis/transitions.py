@@ -1,0 +1,65 @@
+"""The frame of transitions: how long packets took from one function to the next, and whether that was work or wait.
+
+A packet may go the same step through a queue or straight, so the gaps of one transition may be of both kinds. The
+transition is called what most of its time was, and the queue is the one that has most of the waiting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.hop_columns import HopColumns
+from bpfpath_nb.analysis.hops import timedeltas
+from bpfpath_nb.analysis.quantiles import quantiles
+from bpfpath_nb.schema import QUEUES, TRANSITION_KINDS, TRANSITIONS
+
+
+def transitions_frame(hops: HopColumns) -> pd.DataFrame:
+    """All transitions, by the time that they took in all, most first.
+
+    Returns
+    -------
+    DataFrame
+        Index (from, to); columns as schema.TRANSITIONS.
+    """
+    functions = len(hops.func.names)
+    pair = np.full(len(hops), -1, np.int64)
+    func = hops.func.codes.astype(np.int64)
+    pair[:-1] = func[:-1] * functions + func[1:]
+    pair[hops.last] = -1
+    time = np.zeros(len(hops), np.int64)
+    np.subtract(hops.time[1:], hops.time[:-1], out=time[:-1])
+    which, distinct = _number(pair, functions)
+    count = len(distinct)
+    found = quantiles(which, count, time)
+    waited = np.zeros((count, len(QUEUES)))
+    rows = np.flatnonzero((hops.queue >= 0) & (which >= 0))
+    np.add.at(waited, (which[rows], hops.queue[rows]), time[rows])
+    waits = 2 * waited.sum(axis=1) > found["total"]
+    order = np.argsort(-found["total"], kind="stable")
+    columns: dict[str, Any] = {name: timedeltas(values[order]) for name, values in found.items()}
+    columns |= {
+        "count": np.bincount(which[which >= 0], minlength=count)[order].astype(np.int64),
+        "kind": names.categorical(waits[order].astype(np.int8), TRANSITION_KINDS),
+        "queue": names.categorical(
+            np.where(waits, waited.argmax(axis=1), -1)[order] if count else np.empty(0, np.int8), QUEUES
+        ),
+    }
+    levels: Any = [pd.Index(hops.func.names, dtype="str")] * 2
+    codes: Any = [distinct[order] // max(functions, 1), distinct[order] % max(functions, 1)]
+    index = pd.MultiIndex(levels=levels, codes=codes, names=["from", "to"]).remove_unused_levels()
+    return pd.DataFrame({column.name: columns[column.name] for column in TRANSITIONS}, index=index)
+
+
+def _number(pair: Any, functions: int) -> tuple[Any, Any]:
+    """Number the pairs that occur, from 0; -1 stays."""
+    seen = np.zeros(functions * functions + 1, bool)
+    seen[pair] = True
+    distinct = np.flatnonzero(seen[:-1])
+    to = np.full(len(seen), -1, np.int32)
+    to[distinct] = np.arange(len(distinct), dtype=np.int32)
+    return to[pair], distinct

@@ -1,0 +1,108 @@
+"""Work or wait: whether a packet was being handled in a gap between two hops, or lay in a queue.
+
+A packet waits where one context puts it down and another, later, takes it up: the backlog of a CPU, a qdisc, the
+queue for an unresolved neighbour, a socket's receive queue, TCP's out-of-order queue. No event tells of waiting, but
+the functions around it do, and which ones is data: the rules of `catalogue.toml` (`queues`). A rule names functions
+that put a packet into a queue and functions that are met when it is taken out. The waiting is then the one gap that
+ends with the taking out: what the kernel still did with the packet after it was put in (waking the reader) is work.
+
+in        functions that put it in; without, the packet must have been in that queue wherever it was before
+out       functions met once it is out. The first after it was put in counts, on the same sk_buff
+unless    the hop before is one of these: it is the same taking out, seen twice
+moved     only if the packet was taken out in another context (process or CPU) than it was put in: the functions are
+          met as well where the packet goes straight through
+
+The first rule that fits a gap decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.kernel.catalogue import Queue, load
+from bpfpath_nb.schema import QUEUES
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Takings:
+    """What tells that a packet was put down and taken up: of each hop its packet, sk_buff, function and context."""
+
+    packet_of: npt.NDArray[np.integer[Any]]
+    skb: npt.NDArray[np.uint64]
+    func: names.Named
+    pid: npt.NDArray[np.integer[Any]]
+    cpu: npt.NDArray[np.integer[Any]]
+
+    @classmethod
+    def of_events(cls, events: Events) -> Takings:
+        """All hops of a recording."""
+        hops = events.hops
+        return cls(events.packet_of, hops["skb"], names.functions(events), hops["pid"], hops["cpu"])
+
+
+def hop_waits(events: Events) -> npt.NDArray[np.int8]:
+    """Of the gap after each hop of a recording the queue that the packet waited in.
+
+    Returns
+    -------
+    array of int8
+        Position in `schema.QUEUES`; -1 where the gap is work.
+    """
+    return waits(Takings.of_events(events))
+
+
+def waits(hops: Takings) -> npt.NDArray[np.int8]:
+    """As `hop_waits`, of hops in the order of their packets."""
+    queue = np.full(len(hops.skb), -1, np.int8)
+    if len(queue):
+        for rule in load().queues:
+            gaps = _gaps(rule, hops)
+            queue[gaps[queue[gaps] < 0]] = QUEUES.index(rule.queue)
+    return queue
+
+
+def _gaps(rule: Queue, hops: Takings) -> npt.NDArray[np.intp]:
+    """Rows whose gap is waiting by this rule."""
+    out = np.flatnonzero(_is_one(hops.func, rule.out))
+    out = out[out > 0]
+    if rule.unless:
+        out = out[~_is_one(hops.func, rule.unless)[out - 1]]
+    if rule.in_:
+        put, out = _pairs(np.flatnonzero(_is_one(hops.func, rule.in_)), out, hops)
+        if rule.moved:
+            moved = (hops.pid[put] != hops.pid[out]) | (hops.cpu[put] != hops.cpu[out])
+            out = out[moved]
+    rows: npt.NDArray[np.intp] = out[hops.packet_of[out - 1] == hops.packet_of[out]] - 1
+    return rows
+
+
+def _pairs(
+    put: npt.NDArray[np.intp], out: npt.NDArray[np.intp], hops: Takings
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Each row that puts a packet in with the row that takes it out: the next of the same sk_buff."""
+    # A function may do both; taken out comes first.
+    rows = np.concatenate((out, put))
+    is_put = np.arange(len(rows)) >= len(out)
+    order = np.argsort(rows, kind="stable")
+    rows, is_put = rows[order], is_put[order]
+    packet, skb = hops.packet_of[rows], hops.skb[rows]
+    if ((packet[1:] == packet[:-1]) & (skb[1:] != skb[:-1])).any():
+        order = np.lexsort((skb, packet))
+        rows, is_put, packet, skb = rows[order], is_put[order], packet[order], skb[order]
+    pair = is_put[:-1] & ~is_put[1:] & (packet[1:] == packet[:-1]) & (skb[1:] == skb[:-1])
+    at = np.flatnonzero(pair)
+    return rows[at], rows[at + 1]
+
+
+def _is_one(func: names.Named, wanted: Iterable[str]) -> Bools:
+    of_name = np.array([name in wanted for name in func.names] + [False], bool)
+    return np.asarray(of_name[func.codes])

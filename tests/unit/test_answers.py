@@ -1,0 +1,203 @@
+"""Paths, functions, transitions, drops, namespaces and latency, held against the plain pandas way of saying it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import CLIENT, EMPTY, END, ENTRY, HOOK, LAST, ROUTER, capture, facts_row, hop, of_hops
+
+from bpfpath_nb import schema
+from bpfpath_nb.analysis.hops import NAT
+from bpfpath_nb.analysis.quantiles import quantiles
+from bpfpath_nb.errors import OptionError
+from bpfpath_nb.recording import Recording
+
+FRAMES = {
+    "paths": (schema.PATHS_INDEX, schema.PATHS),
+    "functions": (schema.FUNCTIONS_INDEX, schema.FUNCTIONS),
+    "transitions": (schema.TRANSITIONS_INDEX, schema.TRANSITIONS),
+    "drops": ((), schema.DROPS),
+    "namespaces": (schema.NAMESPACES_INDEX, schema.NAMESPACES),
+}
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return capture(400, seed=11).recording()
+
+
+def ns(column: pd.Series) -> pd.Series:
+    """Durations as whole ns; missing ones stay out."""
+    return column.dropna().astype("int64")
+
+
+def quantile(values: pd.Series, percent: int) -> int:
+    """By the definition: on the line between the two nearest of the sorted values."""
+    ordered, place = sorted(values.tolist()), (len(values) - 1) * percent
+    low = ordered[place // 100]
+    return low + (ordered[min(place // 100 + 1, len(ordered) - 1)] - low) * (place % 100) // 100
+
+
+def expected(values: pd.Series) -> dict[str, int]:
+    found = {name: quantile(values, percent) for name, percent in (("p50", 50), ("p90", 90), ("p99", 99))}
+    return found | {"max": int(values.max()), "total": int(values.sum())}
+
+
+@pytest.mark.parametrize("made", [EMPTY, capture(40)], ids=["empty", "full"])
+@pytest.mark.parametrize("name", FRAMES)
+def test_columns_and_dtypes_are_those_of_the_schema(made, name):
+    index, columns = FRAMES[name]
+    frame = getattr(made.recording(), name)
+    assert {column: str(dtype) for column, dtype in frame.dtypes.items()} == {c.name: c.dtype for c in columns}
+    assert {str(frame[c.name].cat.categories.dtype) for c in columns if c.dtype == "category"} <= {"str"}
+    if index:
+        levels = [frame.index.get_level_values(at) for at in range(frame.index.nlevels)]
+        assert [(level.name, str(level.dtype)) for level in levels] == [(c.name, c.dtype) for c in index]
+    else:
+        assert frame.index.equals(pd.RangeIndex(len(frame)))
+
+
+def test_paths_count_their_packets(recording):
+    packets, paths = recording.packets, recording.paths
+    assert paths["packets"].is_monotonic_decreasing
+    assert paths["packets"].to_dict() == packets["path"].astype(str).value_counts().to_dict()
+    assert paths["share"].sum() == pytest.approx(1)
+    functions = recording.df.groupby(level="packet", observed=True)["func"].apply(" > ".join)
+    for path, row in paths.iterrows():
+        its = packets[packets["path"] == path]
+        assert set(functions[its.index]) == {row["functions"]}
+        assert set(its["hops"]) == {row["hops"]} == {row["functions"].count(">") + 1}
+        assert row["verdict"] == its["verdict"].mode()[0]
+        assert row["median"].value == quantile(ns(its["total"]), 50)
+        assert row["p99"].value == quantile(ns(its["total"]), 99)
+
+
+def test_functions_say_how_long_they_took(recording):
+    df, functions = recording.df, recording.functions
+    assert set(functions.index) == set(df["func"])
+    assert functions["gap_total"].dropna().is_monotonic_decreasing
+    for func, of_func in df.groupby("func", observed=True):
+        row = functions.loc[func]
+        assert (row["hits"], row["packets"]) == (len(of_func), of_func.index.get_level_values("packet").nunique())
+        assert row["layer"] == of_func["layer"].iloc[0]
+        gaps = ns(of_func["gap"])
+        assert {name: row[f"gap_{name}"].value for name in ("p50", "p90", "p99", "max", "total")} == (
+            expected(gaps) if len(gaps) else dict.fromkeys(("p50", "p90", "p99", "max", "total"), NAT)
+        )
+        assert pd.isna(row["duration_p50"])
+
+
+def test_transitions_say_how_long_they_took(recording):
+    df, transitions = recording.df, recording.transitions
+    steps = pd.DataFrame({"from": df["func"].astype(str), "gap": df["gap"]})
+    steps["to"] = steps.groupby(level="packet")["from"].shift(-1)
+    grouped = steps.dropna(subset="to").groupby(["from", "to"])["gap"]
+    assert set(transitions.index) == set(grouped.groups)
+    assert transitions["total"].is_monotonic_decreasing
+    for step, gaps in grouped:
+        row = transitions.loc[step]
+        assert row["count"] == len(gaps)
+        assert {name: row[name].value for name in ("p50", "p90", "p99", "max", "total")} == expected(ns(gaps))
+
+
+def test_a_transition_through_a_queue_is_a_wait(recording):
+    waits = recording.transitions[recording.transitions["kind"] == "wait"]
+    # While the packet lies in the backlog its sender still has a hop; what comes after that is waiting.
+    assert waits["queue"].to_dict() == {
+        ("net_dev_xmit", "netif_receive_skb"): "backlog",
+        ("ip_rcv", "skb_copy_datagram_iovec"): "socket",
+    }
+    assert recording.transitions.drop(waits.index)["queue"].isna().all()
+
+
+def test_drops_are_told_one_by_one():
+    made = capture(60, seed=13)
+    drops, packets = made.recording().drops, made.recording().packets
+    dropped = packets[packets["verdict"] == "dropped"]
+    of_dropped = drops[drops["packet"].isin(dropped.index)].set_index("packet").sort_index()
+    for ours, theirs in (("reason", "reason"), ("func", "where"), ("flow", "flow"), ("time", "last")):
+        assert of_dropped[ours].tolist() == dropped[theirs].tolist()
+    assert drops["time"].is_monotonic_increasing
+    filtered = drops[drops["reason"] == "NETFILTER_DROP"].iloc[0]
+    assert filtered[["func", "offset", "netns", "dev"]].tolist() == ["nf_hook_slow", 0x23, "router", "left"]
+    assert drops[["stack", "tcp_state", "tcp_flags", "advice"]].isna().all(axis=None)
+    # A tapped packet was read, and then a copy of it found no socket: that is a drop of a delivered packet.
+    assert set(packets.loc[drops["packet"], "verdict"]) == {"dropped", "delivered"}
+
+
+def test_a_drop_tells_the_flags_of_tcp():
+    frame = bytes.fromhex("020000000002020000000001") + b"\x08\x00\x45\0\0\x28" + bytes([0, 1, 0, 0, 64, 6, 0, 0])
+    frame += bytes([10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 31, 144]) + bytes(8) + b"\x50\x12" + bytes(6)
+    facts = np.concatenate([facts_row(frame), facts_row(frame[:46], packet=2)])
+    ends = [hop("kfree_skb", ENTRY | END | LAST, reason=8, location=HOOK, packet=packet) for packet in (1, 2, 3)]
+    assert of_hops(*ends, facts=facts).drops["tcp_flags"].astype("str").fillna("").tolist() == ["SYN ACK", "", ""]
+
+
+def test_namespaces_sum_up_what_happened_there(recording):
+    df, namespaces, drops = recording.df, recording.namespaces, recording.drops
+    assert namespaces["packets"].is_monotonic_decreasing
+    assert set(namespaces.index) == {"client", "router", "server"}
+    for name, row in namespaces.iterrows():
+        there = df[df["netns"] == name]
+        assert (row["hops"], row["packets"]) == (len(there), there.index.get_level_values("packet").nunique())
+        assert row["time"] == there["gap"].sum()
+        assert row["drops"] == (drops["netns"] == name).sum()
+        assert row["interfaces"].split(", ") == sorted(set(there["dev"]))
+    assert namespaces.loc["server", "delivered"] == (recording.packets["verdict"] == "delivered").sum()
+    assert timedelta(0) < namespaces.loc["router", "waiting"] < namespaces.loc["router", "time"]
+
+
+def timedelta(ns: int) -> pd.Timedelta:
+    return pd.Timedelta(ns, "ns")
+
+
+def test_a_hop_of_no_namespace_is_in_none():
+    namespaces = of_hops(
+        hop("netif_rx", netns=CLIENT, ifindex=2), hop("netif_rx", netns=0), hop("netif_rx", netns=ROUTER)
+    ).namespaces
+    assert namespaces["hops"].to_dict() == {"client": 1, "router": 1}
+    assert namespaces["interfaces"].astype("str").fillna("").to_dict() == {"client": "eth0", "router": ""}
+
+
+@pytest.mark.parametrize(
+    "by", ["func", ["netns", "func"], ["packet"], ["verdict", "layer"], ["cpu", "proto", "dev"], ["path"]]
+)
+def test_latency_is_by_any_columns(recording, by):
+    latency = recording.latency(by=by)
+    columns = [by] if isinstance(by, str) else by
+    df = recording.df.join(recording.packets[["verdict", "proto", "path"]], on="packet").reset_index()
+    grouped = df.groupby(columns[0] if len(columns) == 1 else columns, observed=True)
+    assert latency.index.names == columns
+    assert {name: str(dtype) for name, dtype in latency.dtypes.items()} == {c.name: c.dtype for c in schema.LATENCY}
+    assert latency["hits"].to_dict() == grouped.size().to_dict()
+    assert ns(latency["gap_total"]).to_dict() == ns(grouped["gap"].sum(min_count=1)).to_dict()
+    assert ns(latency["gap_max"]).to_dict() == ns(grouped["gap"].max()).to_dict()
+
+
+def test_latency_names_the_columns_that_there_are(recording):
+    with pytest.raises(OptionError, match=r"no column 'fnuc'.*func.*verdict"):
+        recording.latency(by=["fnuc"])
+    with pytest.raises(OptionError, match="by"):
+        recording.latency(by=[])
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 3), st.one_of(st.just(NAT), st.integers(0, 1000), st.integers(0, 2**62))), max_size=40
+    )
+)
+def test_quantiles_are_exact(rows):
+    group, values = (np.array([row[at] for row in rows], np.int64) for at in (0, 1))
+    found = quantiles(group, 4, values)
+    for number in range(4):
+        of_group = pd.Series([value for of, value in rows if of == number and value != NAT], dtype=object)
+        told = {name: int(column[number]) for name, column in found.items()}
+        if len(of_group) == 0:
+            assert set(told.values()) == {NAT}
+        else:
+            told.pop("total")  # may not fit
+            assert told == {name: value for name, value in expected(of_group).items() if name != "total"}
