@@ -178,6 +178,21 @@ class RecordingViews:
 
         return save(self.recording.events, Path(path))
 
+    def to_pcapng(self, path: str | os.PathLike[str]) -> Path:
+        """Write the packets to a pcapng file, for Wireshark and tshark.
+
+        One block per packet, in the order of their numbers: its first bytes, when and where it was first seen, and as
+        a comment its verdict and its path with all gaps. Namespaces and interfaces are the file's interfaces.
+
+        Returns
+        -------
+        Path
+            Where it is. An existing file is replaced in one step.
+        """
+        from bpfpath_nb.io.pcapng import save_pcapng
+
+        return save_pcapng(self.recording, Path(path))
+
 
 class Recording(RecordingViews):
     """What a capture recorded.

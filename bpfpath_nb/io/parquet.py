@@ -9,17 +9,12 @@ What is not rows is JSON in the file's metadata under the key `bpfpath_nb`: the 
 names of processes, devices and places in the kernel. It also holds a checksum of each column, and a digest of the
 JSON stands beside it under `bpfpath_nb.digest`: Parquet notices a damaged page but not a damaged footer, and a file
 that is only a little wrong must not become a frame that is a little wrong.
-
-A file is written under another name and renamed when it is whole.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +30,7 @@ from bpfpath_nb.analysis.events import Columns, Events
 from bpfpath_nb.analysis.flows import flows
 from bpfpath_nb.analysis.hops import hop_flows
 from bpfpath_nb.errors import RecordingError
+from bpfpath_nb.io.replace import replacing
 from bpfpath_nb.schema import EVENT, FACTS, FACTS_DTYPE, HEADERS_BYTES, SCHEMA_VERSION, TIME_LIMIT
 from bpfpath_nb.start import StartRecord, StartRecordError
 from bpfpath_nb.stream import checked_counters, checked_end
@@ -70,20 +66,8 @@ def save(events: Events, path: Path) -> Path:
     metadata = json.dumps(_metadata(events), separators=(",", ":")).encode()
     table = table.replace_schema_metadata({_KEY: metadata, _DIGEST_KEY: _digest(metadata)})
     path = path.expanduser()
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pyarrow.parquet.write_table(table, file, **_layout(table))
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp lets only its owner read; a recording is to be shared
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    with replacing(path) as file:
+        pyarrow.parquet.write_table(table, file, **_layout(table))
     return path
 
 
