@@ -228,8 +228,8 @@ def _comments(recording: Recording, packets: slice) -> Any:
     lacking = np.where(frame["complete"].to_numpy(), "", "; it may lack hops, events were lost")
     head = _join(
         "packet ", number, " ", text["verdict"], pc.if_else(dropped, why, ""), pa.array(lacking, pa.string()),
-        "\npath ", text["path"], "  ", pc.coalesce(text["namespaces"], "namespace not known"), "  ", hops, " hops in ", total,
-        " us\n",
+        "\npath ", text["path"], "  ", pc.coalesce(text["namespaces"], "namespace not known"), "  ", hops, " hops in ",
+        total, " us\n",
     )  # fmt: skip
     return _bounded(_join(head, _ways(recording, packets)))
 
