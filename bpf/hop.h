@@ -180,7 +180,44 @@ struct where {
 	u16 kind;
 	u32 reason;
 	u64 location;
+	u64 socket; /* that gave the packet up, where the kernel tells */
+	void *drop; /* the probe's context where this end is a drop, else 0 */
 };
+
+/* The state of the TCP socket that a packet belongs to. What stands for a connection that is being made or
+ * that is gone (TCP_NEW_SYN_RECV, TCP_TIME_WAIT) begins like a socket, and has no more in common with it. */
+static __always_inline u16 tcp_state(u64 socket)
+{
+	u8 state = 0;
+	u16 protocol = 0;
+
+	if (!socket || bpf_probe_read_kernel(&state, sizeof(state), (void *)(socket + sock__skc_state)))
+		return 0;
+	if (state == 12 || state == 6)
+		return state;
+	bpf_probe_read_kernel(&protocol, sizeof(protocol), (void *)(socket + sock__sk_protocol));
+	return protocol == 6 || protocol == 262 ? state : 0; /* IPPROTO_TCP, IPPROTO_MPTCP */
+}
+
+/* How a packet came to be dropped. */
+static __always_inline void send_drop(struct state *state, const struct path *path,
+				      const struct sk_buff_copy *copy, const struct where *where, u64 now)
+{
+	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+	u64 socket = where->socket ? where->socket : MEMBER(copy, u64, sk_buff__sk);
+
+	if (!facts) {
+		COUNT(&state->facts_lost);
+		return;
+	}
+	__builtin_memset(facts, 0, sizeof(*facts));
+	facts->time = now;
+	facts->packet = path->packet;
+	facts->kind = FACTS_DROP;
+	facts->link = path->protocol == 6 ? tcp_state(socket) : 0;
+	bpf_get_stack(where->drop, facts->headers, sizeof(facts->headers), 0);
+	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
+}
 
 static __always_inline void send_event(struct state *state, struct path *path, u64 now, u64 skb,
 				       const struct where *where, u16 flags)
@@ -357,8 +394,11 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path->skb = skb;
 		remember_head(skb, head);
 	}
-	if (namespace_wanted(&place))
+	if (namespace_wanted(&place)) {
 		send_event(state, path, now, skb, &where, flags);
+		if (where.drop)
+			send_drop(state, path, &copy, &where, now);
+	}
 	if (where.kind & KIND_EXPAND && flags & EVENT_CLONE && !moved.update(&skb, path)) {
 		COUNT(&state->moved);
 		COUNT(&state->tagged);

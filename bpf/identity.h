@@ -146,8 +146,6 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 
 /* Who frees the buffer, from the stack: the first function beyond those of the allocator and of
  * net/core/skbuff.c, which lie together in the kernel's text. */
-#define STACK_DEPTH 16
-
 struct freer {
 	u64 location;
 	u64 expanding; /* pskb_expand_head() does: the packet goes on */

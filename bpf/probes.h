@@ -56,6 +56,8 @@ int netfilter(u64 *ctx)
 #define COOKIE_SKB(cookie)	((u32)((cookie) >> 24 & 15))
 #define COOKIE_LOCATION(cookie) ((u32)((cookie) >> 28 & 15))
 #define COOKIE_REASON(cookie)	((u32)((cookie) >> 32 & 15))
+#define COOKIE_SOCKET(cookie)	((u32)((cookie) >> 36 & 15))
+#define COOKIE_DROP(cookie)	((cookie) >> 40 & 1)
 #define NO_ARGUMENT		15
 
 static __always_inline u64 argument(void *ctx, u32 number)
@@ -77,14 +79,32 @@ static __always_inline u64 queued_at_neighbour(void *ctx)
 	return last == neighbour + neighbour__arp_queue ? 0 : last;
 }
 
+/* Some callers free what was used as meant in the same way, and say so. Kernels before 5.17 have no reasons. */
+static __always_inline int is_drop_reason(u32 reason)
+{
+#ifdef REASON_CONSUMED
+	if (reason == REASON_CONSUMED)
+		return 0;
+#endif
+#ifdef HAVE_REASONS
+	if (!reason)
+		return 0;
+#endif
+	return 1;
+}
+
 static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 {
 	u16 kind = COOKIE_KIND(cookie);
 	u64 skb = kind & KIND_NEIGHBOUR ? queued_at_neighbour(ctx) : argument(ctx, COOKIE_SKB(cookie));
+	struct where where = WHERE(COOKIE_FUNC(cookie), kind, argument(ctx, COOKIE_LOCATION(cookie)),
+				   argument(ctx, COOKIE_REASON(cookie)));
 
-	return hop(0, skb,
-		   WHERE(COOKIE_FUNC(cookie), kind, argument(ctx, COOKIE_LOCATION(cookie)),
-			 argument(ctx, COOKIE_REASON(cookie))));
+	if (COOKIE_DROP(cookie) && is_drop_reason(where.reason)) {
+		where.socket = argument(ctx, COOKIE_SOCKET(cookie));
+		where.drop = ctx;
+	}
+	return hop(0, skb, where);
 }
 
 #ifdef bpf_raw_tp_link__cookie

@@ -2,8 +2,8 @@
  *
  * What travels from the kernel to the tracer, and the maps it travels in.
  *
- * Two rings: `events` holds one small record per hop, `facts` what is told once per packet (its first bytes)
- * or per process (its name). The layouts are those of EVENT_DTYPE and FACTS_DTYPE in bpfpath_nb/schema.py; a
+ * Two rings: `events` holds one small record per hop, `facts` what is told once per packet (its first bytes),
+ * per process (its name) or per drop (the stack that led there). The layouts are those of EVENT_DTYPE and FACTS_DTYPE in bpfpath_nb/schema.py; a
  * test compares them.
  */
 
@@ -25,10 +25,11 @@ struct event {
 	u16 flags;
 };
 
-#define EVENT_ENTRY 1
-#define EVENT_END   2
-#define EVENT_LAST  4
-#define EVENT_CLONE 8
+#define EVENT_ENTRY  1
+#define EVENT_END    2
+#define EVENT_LAST   4
+#define EVENT_CLONE  8
+#define EVENT_RETURN 16
 
 struct facts {
 	u64 time;
@@ -36,16 +37,19 @@ struct facts {
 	u32 parent;
 	u32 len;
 	u16 snapshot;
-	u16 link;
+	u16 link; /* for FACTS_DROP: the state of the TCP socket */
 	u16 vlan_tpid;
 	u16 vlan_tci;
 	u16 caplen;
 	u16 kind;
-	u8 headers[128]; /* for FACTS_PROCESS: comm, 16 bytes */
+	u8 headers[128]; /* for FACTS_PROCESS: comm, 16 bytes; for FACTS_DROP: STACK_DEPTH addresses */
 };
 
 #define FACTS_SNAPSHOT 0
 #define FACTS_PROCESS  1
+#define FACTS_DROP     2
+
+#define STACK_DEPTH 16
 
 /* What a probe is. */
 #define KIND_ENTRY     1   /* the filter runs here */

@@ -25,8 +25,11 @@ from typing import Final
 
 import numpy as np
 
-SCHEMA_VERSION: Final = 1
-"""Version of the stream and of the files. A reader accepts its own and every older one."""
+SCHEMA_VERSION: Final = 2
+"""Version of the stream and of the files. A reader accepts its own and every older one.
+
+2 has the stacks of drops and the returns of functions; what is of version 1 has none.
+"""
 
 HEADERS_BYTES: Final = 128
 """How much of a packet is kept once per snapshot, from its first header on."""
@@ -59,7 +62,12 @@ def document(columns: Sequence[Column], indent: int = 8) -> str:
 EVENT: Final = (
     Column("time", "uint64", "when the hop began, by the kernel's monotonic clock", "ns"),
     Column("skb", "uint64", "address of the sk_buff"),
-    Column("location", "uint64", "for the end of a packet: the address in the kernel that freed it; else 0"),
+    Column(
+        "location",
+        "uint64",
+        "for the end of a packet: the address in the kernel that freed it; where returns are traced, for a function's "
+        "entry and its return: the stack pointer at entry, by which the two find each other; else 0",
+    ),
     Column("packet", "uint32", "number of the packet, from 1, never used twice in a capture"),
     Column("seq", "uint32", "number of the event on its CPU, from 0; a gap is a lost event"),
     Column("netns", "uint32", "inode number of the network namespace, 0 where it cannot be told"),
@@ -82,23 +90,32 @@ EVENT_FLAGS: Final = {
     "end": 2,  # the sk_buff was freed here (kfree_skb, consume_skb)
     "last": 4,  # and with it the packet's data: no clone is left
     "clone": 8,  # the sk_buff shares its data with another
+    "return": 16,  # the function returned; its entry is the last event before with this function and `location`
 }
 
-# Second ring: what is told once per packet, or again when its flow changed, and the names of processes. `struct facts`
-# of bpf/records.h, 160 bytes, no padding. In the stream a row of kind 1 becomes a row of PROCESSES.
+# Second ring: what is told once per packet, or again when its flow changed, the names of processes, and how a packet
+# came to be dropped. `struct facts` of bpf/records.h, 160 bytes, no padding. In the stream a row of kind 1 becomes a
+# row of PROCESSES, one of kind 2 a row of STACKS.
 FACTS: Final = (
     Column("time", "uint64", "when it was taken, by the kernel's monotonic clock", "ns"),
     Column("packet", "uint32", "number of the packet; for a process name (kind 1) the pid"),
     Column("parent", "uint32", "number of the packet it was copied or cut from, else 0"),
     Column("len", "uint32", "length of the packet from the first byte of `headers` on", "bytes"),
     Column("snapshot", "uint16", "number of the snapshot in its packet, from 0"),
-    Column("link", "uint16", "what `headers` begins with: a value of LINKS (the numbers of DLT_EN10MB and DLT_RAW)"),
+    Column(
+        "link",
+        "uint16",
+        "what `headers` begins with: a value of LINKS (the numbers of DLT_EN10MB and DLT_RAW); for a drop (kind 2) the "
+        "state of the TCP socket",
+    ),
     Column("vlan_tpid", "uint16", "protocol of a VLAN tag that the kernel keeps beside the data, else 0"),
     Column("vlan_tci", "uint16", "that tag"),
     Column("caplen", "uint16", "how many bytes of `headers` are the packet's; the rest is zero", "bytes"),
     Column("kind", "uint16", "a value of FACTS_KINDS"),
     Column(
-        "headers", f"bytes[{HEADERS_BYTES}]", "the first bytes of the packet; for a process name its 16 bytes of comm"
+        "headers",
+        f"bytes[{HEADERS_BYTES}]",
+        "the first bytes of the packet; for a process name its 16 bytes of comm; for a drop the stack",
     ),
 )
 
@@ -107,9 +124,28 @@ FACTS_DTYPE: Final = np.dtype(
 )
 assert FACTS_DTYPE.itemsize == 160
 
-FACTS_KINDS: Final = {"snapshot": 0, "process": 1}
+FACTS_KINDS: Final = {"snapshot": 0, "process": 1, "drop": 2}
 
 LINKS: Final = {"ethernet": 1, "ip": 101}
+
+STACK_DEPTH: Final = 16
+"""How many functions of a stack are kept, from the innermost on."""
+
+STACKS: Final = (
+    Column("time", "uint64", "time of the end that this tells more of, by the kernel's monotonic clock", "ns"),
+    Column("packet", "uint32", "number of the packet; with `time` this is the event of its end"),
+    Column("tcp_state", "uint16", "sk_state of its TCP socket (include/net/tcp_states.h), 0 where it has none"),
+    Column(
+        "frames",
+        f"bytes[{8 * STACK_DEPTH}]",
+        "addresses in the kernel, innermost first, little-endian and of 8 bytes each, zero behind the last; "
+        "`locations` names them",
+    ),
+)
+
+STACKS_DTYPE: Final = np.dtype(
+    [(c.name, c.dtype) for c in STACKS if c.name != "frames"] + [("frames", "<u8", (STACK_DEPTH,))]
+)
 
 PROCESSES: Final = (
     Column("pid", "uint32", "process"),
@@ -124,7 +160,7 @@ DEVICES: Final = (
 )
 
 LOCATIONS: Final = (
-    Column("address", "uint64", "an address that stands in the `location` of an event"),
+    Column("address", "uint64", "an address that stands in the `location` of an event or in a stack"),
     Column("symbol", "str", "the kernel function that holds it, suffixes folded"),
     Column("offset", "uint32", "bytes from the function's start"),
 )
@@ -139,6 +175,7 @@ SIDE_TABLES: Final = {
     "devices": DEVICES,
     "locations": LOCATIONS,
     "reads": READS,
+    "stacks": STACKS,
 }
 
 START_RECORD: Final = {

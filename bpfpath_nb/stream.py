@@ -37,6 +37,7 @@ from bpfpath_nb.schema import (
     FACTS_KINDS,
     HEADERS_BYTES,
     SIDE_TABLES,
+    STACKS_DTYPE,
     TIME_LIMIT,
     Column,
 )
@@ -73,6 +74,9 @@ def _arrow_schema(columns: Sequence[Column]) -> Any:
 
 EVENT_SCHEMA: Final = _arrow_schema(EVENT)
 SIDE_SCHEMAS: Final = {name: _arrow_schema(columns) for name, columns in SIDE_TABLES.items()}
+
+_STRUCTURED: Final = {"facts": FACTS_DTYPE, "stacks": STACKS_DTYPE}
+"""Side tables that are arrays on both ends; the others are short, and lists of tuples."""
 
 
 class Sink(Protocol):
@@ -128,7 +132,8 @@ class Writer:
             May be a strided view of the ring: its columns are copied, and nothing of it is kept.
         side : dict, optional
             New rows of side tables. `facts` is a structured array of schema.FACTS_DTYPE, in which rows of the kind
-            `process` become rows of `processes`. The other tables are lists of tuples in the order of their columns.
+            `process` become rows of `processes` and those of the kind `drop` rows of `stacks`. The other tables are
+            lists of tuples in the order of their columns.
         counters : dict, optional
             Present value of the counters of schema.COUNTERS.
         end : dict, optional
@@ -199,11 +204,12 @@ def _side_tables(side: Mapping[str, npt.NDArray[np.void] | Sequence[tuple[Any, .
     tables = {}
     facts = side.get("facts")
     if isinstance(facts, np.ndarray):
-        is_process = facts["kind"] == FACTS_KINDS["process"]
-        rows.setdefault("processes", []).extend(_process_names(facts[is_process]))
-        snapshots = facts[~is_process]
-        if len(snapshots):
-            tables["facts"] = facts_table(snapshots)
+        kind = facts["kind"]
+        rows.setdefault("processes", []).extend(_process_names(facts[kind == FACTS_KINDS["process"]]))
+        for name, of_kind in (("facts", "snapshot"), ("stacks", "drop")):
+            chosen = facts[kind == FACTS_KINDS[of_kind]]
+            if len(chosen):
+                tables[name] = structured_table(name, chosen if name == "facts" else drop_stacks(chosen))
     for name, entries in rows.items():
         if entries:
             schema = SIDE_SCHEMAS[name]
@@ -220,14 +226,24 @@ def _process_names(rows: npt.NDArray[np.void]) -> list[tuple[int, str]]:
     return [(pid, comm.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")) for pid, comm in last.items()]
 
 
-def facts_table(facts: npt.NDArray[np.void]) -> Any:
-    """Facts as an Arrow table of `SIDE_SCHEMAS['facts']`."""
-    schema = SIDE_SCHEMAS["facts"]
-    arrays = [pa.array(np.ascontiguousarray(facts[name])) for name in schema.names if name != "headers"]
-    headers = np.ascontiguousarray(facts["headers"])
-    arrays.append(
-        pa.FixedSizeBinaryArray.from_buffers(schema.field("headers").type, len(facts), [None, pa.py_buffer(headers)])
-    )
+def drop_stacks(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Rows of schema.STACKS_DTYPE from facts of the kind `drop`, as the BPF programs write them."""
+    stacks = np.zeros(len(facts), STACKS_DTYPE)
+    stacks["time"], stacks["packet"], stacks["tcp_state"] = facts["time"], facts["packet"], facts["link"]
+    stacks["frames"] = np.ascontiguousarray(facts["headers"]).view(np.uint64)
+    return stacks
+
+
+def structured_table(name: str, rows: npt.NDArray[np.void]) -> Any:
+    """A structured array as an Arrow table of `SIDE_SCHEMAS[name]`; arrays within a row become its bytes."""
+    schema = SIDE_SCHEMAS[name]
+    arrays = []
+    for column in schema:
+        values = np.ascontiguousarray(rows[column.name])
+        if pa.types.is_fixed_size_binary(column.type):
+            arrays.append(pa.FixedSizeBinaryArray.from_buffers(column.type, len(rows), [None, pa.py_buffer(values)]))
+        else:
+            arrays.append(pa.array(values))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -245,12 +261,13 @@ def _to_bytes(table: Any) -> bytes:
 class Batch:
     """A checked piece of a stream.
 
-    `events` has a contiguous array per column of schema.EVENT, `facts` is a structured array of schema.FACTS_DTYPE, the
-    other side tables are lists of tuples.
+    `events` has a contiguous array per column of schema.EVENT, `facts` and `stacks` are structured arrays of
+    schema.FACTS_DTYPE and STACKS_DTYPE, the other side tables are lists of tuples.
     """
 
     events: dict[str, npt.NDArray[Any]]
     facts: npt.NDArray[np.void]
+    stacks: npt.NDArray[np.void]
     processes: list[tuple[int, str]] = field(default_factory=list)
     devices: list[tuple[int, int, int, str]] = field(default_factory=list)
     locations: list[tuple[int, str, int]] = field(default_factory=list)
@@ -413,35 +430,47 @@ def _damaged(what: str, error: Exception | None = None) -> TracerError:
 def _read_side(name: str, data: bytes | None) -> Any:
     schema = SIDE_SCHEMAS[name]
     if data is None:
-        return np.empty(0, FACTS_DTYPE) if name == "facts" else []
+        return np.empty(0, _STRUCTURED[name]) if name in _STRUCTURED else []
     table = pyarrow.ipc.open_stream(pa.PythonFile(_Exactly(io.BytesIO(data)), "r")).read_all()
     if not table.schema.equals(schema, check_metadata=False):
         raise ValueError(f"a table `{name}` with other columns")
     table.validate(full=True)
     if any(column.null_count for column in table.columns):
         raise ValueError(f"a missing value in `{name}`")
-    if name == "facts":
-        return facts_array(table)
+    if name in _STRUCTURED:
+        return _facts_checked(_structured(table, name)) if name == "facts" else stacks_checked(_structured(table, name))
     if name == "devices" and len(table) and int(table["time"].to_numpy().max()) >= TIME_LIMIT:
         raise ValueError("a name from a time on that no clock shows")
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def facts_array(table: Any) -> npt.NDArray[np.void]:
-    """Facts from an Arrow table of `SIDE_SCHEMAS['facts']`, as a structured array of schema.FACTS_DTYPE."""
-    facts = np.zeros(len(table), FACTS_DTYPE)
-    for name in FACTS_DTYPE.names or ():
-        column = table[name].combine_chunks()
-        if name == "headers":
-            chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+def _structured(table: Any, name: str) -> npt.NDArray[np.void]:
+    """An Arrow table of `SIDE_SCHEMAS[name]` as a structured array."""
+    rows = np.zeros(len(table), _STRUCTURED[name])
+    for column in SIDE_SCHEMAS[name]:
+        values = table[column.name].combine_chunks()
+        if pa.types.is_fixed_size_binary(column.type):
+            chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
             data = b"".join(_fixed_bytes(chunk) for chunk in chunks)
-            facts["headers"] = np.frombuffer(data, np.uint8).reshape(len(table), -1)
+            rows[column.name] = np.frombuffer(data, rows.dtype[column.name].base).reshape(len(table), -1)
         else:
-            facts[name] = column.to_numpy()
+            rows[column.name] = values.to_numpy()
+    return rows
+
+
+def _facts_checked(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     if len(facts) and int(facts["caplen"].max()) > HEADERS_BYTES:
         raise ValueError("a snapshot longer than there is room for")
     facts["headers"][np.arange(HEADERS_BYTES) >= facts["caplen"][:, None]] = 0
     return facts
+
+
+def stacks_checked(stacks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Refuse impossible times; what stands behind a stack's end is none of it."""
+    if len(stacks) and int(stacks["time"].max()) >= TIME_LIMIT:
+        raise ValueError("a drop at a time that no clock shows")
+    stacks["frames"][np.logical_or.accumulate(stacks["frames"] == 0, axis=1)] = 0
+    return stacks
 
 
 def _fixed_bytes(array: Any) -> bytes:

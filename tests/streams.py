@@ -8,13 +8,13 @@ per CPU, and thinned by losses. All of it is done on whole columns, so that ten 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bpfpath_nb.recording import Recording
-from bpfpath_nb.schema import EVENT_DTYPE, EVENT_FLAGS, FACTS_DTYPE, FACTS_KINDS
+from bpfpath_nb.schema import EVENT_DTYPE, EVENT_FLAGS, FACTS_DTYPE, FACTS_KINDS, SCHEMA_VERSION
 from bpfpath_nb.stream import Writer
 
 CLIENT, ROUTER, SERVER = 4026532001, 4026532002, 4026532003
@@ -49,9 +49,10 @@ REASONS = {"0": "SKB_NOT_DROPPED_YET", "1": "SKB_CONSUMED", "2": "SKB_DROP_REASO
            "9": "SKB_DROP_REASON_OTHERHOST"}  # fmt: skip
 HOOK, UDP_RCV, TAP = 0xFFFFFFFF81A00123, 0xFFFFFFFF81B00456, 0xFFFFFFFF81C00789
 TAP_READ, RAW_READ, KILLED = 0xFFFFFFFF81C01789, 0xFFFFFFFF81D00012, 0xFFFFFFFF81E00034
+IP_RCV = 0xFFFFFFFF81D00345
 LOCATIONS = [(HOOK, "nf_hook_slow", 0x23), (UDP_RCV, "__udp4_lib_rcv.constprop.0", 0x56), (TAP, "packet_rcv", 0x89),
              (TAP_READ, "packet_recvmsg", 0x89), (RAW_READ, "raw_recvmsg", 0x12),
-             (KILLED, "sk_stream_kill_queues", 0x34)]  # fmt: skip
+             (KILLED, "sk_stream_kill_queues", 0x34), (IP_RCV, "ip_rcv", 0x45)]  # fmt: skip
 
 ENTRY, END, LAST, CLONE = (EVENT_FLAGS[name] for name in ("entry", "end", "last", "clone"))
 
@@ -94,7 +95,7 @@ VERDICT = {
 def start_record(**changes: Any) -> dict[str, Any]:
     """A start record of the network."""
     record = {
-        "version": 1, "tool": "0.1.0", "release": "6.18.0-test", "machine": "x86_64", "host": "lab",
+        "version": SCHEMA_VERSION, "tool": "0.1.0", "release": "6.18.0-test", "machine": "x86_64", "host": "lab",
         "filter": "udp port 53",
         "options": {"match": "entry"}, "functions": FUNCTIONS,
         "refused": [{"name": "ip_forward", "why": "no kprobes", "instead": ""}], "reasons": REASONS,
@@ -138,6 +139,8 @@ class Capture:
     kinds: np.ndarray
     counters: dict[str, int]
     reads: tuple[int, ...] = ()
+    stacks: np.ndarray = field(default_factory=lambda: np.empty(0, FACTS_DTYPE))
+    """Facts of the kind `drop`."""
 
     def write(self, batches: int = 3, record: dict[str, Any] | None = None, end: bool = True) -> bytes:
         """The stream that tells it."""
@@ -147,7 +150,7 @@ class Capture:
         names["kind"], names["packet"] = FACTS_KINDS["process"], 77
         names["headers"][0, :4] = np.frombuffer(b"dig\0", np.uint8)
         for at, part in enumerate(np.array_split(self.events, batches)):
-            facts = np.concatenate([names, self.facts]) if at == 0 else None
+            facts = np.concatenate([names, self.facts, self.stacks]) if at == 0 else None
             side: dict[str, Any] = {} if facts is None else {"facts": facts, "devices": DEVICES, "locations": LOCATIONS}
             side["reads"] = [(packet,) for packet in self.reads[at::batches]]
             writer.write(part, side, self.counters)
@@ -190,7 +193,24 @@ def capture(
         rows = np.flatnonzero(events["cpu"] == cpu)
         events["seq"][rows] = np.arange(len(rows))
     keep = random.random(len(events)) >= lost
-    return Capture(events[keep], _facts(packets), np.array(kinds)[kind], {"events_lost": int((~keep).sum())})
+    return Capture(
+        events[keep],
+        _facts(packets),
+        np.array(kinds)[kind],
+        {"events_lost": int((~keep).sum())},
+        stacks=_stacks(events),
+    )
+
+
+def _stacks(events: np.ndarray) -> np.ndarray:
+    """Of each drop where it came about: the function that dropped, and one that called it."""
+    drops = events[(events["func"] == INDEX["kfree_skb"]) & (events["flags"] & END != 0)]
+    stacks = np.zeros(len(drops), FACTS_DTYPE)
+    stacks["time"], stacks["packet"], stacks["kind"] = drops["time"], drops["packet"], FACTS_KINDS["drop"]
+    stacks["link"] = 1 + drops["packet"] % 11
+    frames = stacks["headers"].view("<u8")
+    frames[:, 0], frames[:, 1] = drops["location"], IP_RCV
+    return stacks
 
 
 def _template(hops: list[tuple[Any, ...]]) -> np.ndarray:

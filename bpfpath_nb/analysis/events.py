@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from bpfpath_nb.analysis.copies import Copies, find_copies
 from bpfpath_nb.printable import printable
-from bpfpath_nb.schema import EVENT, EVENT_FLAGS, FACTS_DTYPE, TIME_LIMIT
+from bpfpath_nb.schema import EVENT, EVENT_FLAGS, FACTS_DTYPE, STACKS_DTYPE, TIME_LIMIT
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.stream import Batch
 
@@ -44,6 +44,8 @@ class Events:
         The columns of schema.EVENT, ordered by packet, time, cpu, seq.
     facts : structured array of schema.FACTS_DTYPE
         One row per (packet, snapshot) that a hop refers to, in that order. `time` is 0, the hop has it.
+    stacks : structured array of schema.STACKS_DTYPE
+        One row per drop whose stack is known, in the order of the hops that dropped (`stack_of`).
     processes, devices, locations : dict
         comm by pid; `Names` by (netns, ifindex); (symbol, offset) by address.
     reads : set
@@ -57,6 +59,7 @@ class Events:
     start: StartRecord
     hops: Columns
     facts: npt.NDArray[np.void]
+    stacks: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, STACKS_DTYPE))
     processes: Mapping[int, str] = field(default_factory=dict)
     devices: Mapping[tuple[int, int], Names] = field(default_factory=dict)
     locations: Mapping[int, tuple[str, int]] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class Events:
         columns: Columns,
         facts: npt.NDArray[np.void],
         *,
+        stacks: npt.NDArray[np.void] | None = None,
         processes: Iterable[tuple[int, str]] = (),
         devices: Iterable[tuple[int, int, int, str]] = (),
         locations: Iterable[tuple[int, str, int]] = (),
@@ -95,6 +99,7 @@ class Events:
             start,
             hops,
             _facts_in_use(facts, hops),
+            np.empty(0, STACKS_DTYPE) if stacks is None else _stacks_in_use(stacks, hops),
             {int(pid): printable(comm) for pid, comm in processes},
             _names_over_time(devices),
             {int(address): (printable(symbol).split(".", 1)[0], int(offset)) for address, symbol, offset in locations},
@@ -170,6 +175,13 @@ class Events:
         rows: npt.NDArray[np.intp] = found[np.cumsum(change) - 1]
         return rows
 
+    @cached_property
+    def stack_of(self) -> npt.NDArray[np.intp]:
+        """For each row the row of `stacks` that tells how it came to drop the packet, -1 where none does."""
+        rows = np.full(len(self), -1, np.intp)
+        rows[stack_rows(self.stacks, self.hops)] = np.arange(len(self.stacks))
+        return rows
+
 
 def _names_over_time(devices: Iterable[tuple[int, int, int, str]]) -> dict[tuple[int, int], Names]:
     """Names by (netns, ifindex), without the rows that say that a place went.
@@ -243,6 +255,31 @@ def _facts_in_use(facts: npt.NDArray[np.void], hops: Columns) -> npt.NDArray[np.
     return facts
 
 
+def stack_rows(stacks: npt.NDArray[np.void], hops: Columns) -> npt.NDArray[np.intp]:
+    """Of each stack the row of the end that it belongs to, -1 where that was lost; the first of several."""
+    ends = np.flatnonzero(hops["flags"] & EVENT_FLAGS["end"])
+    if not len(stacks) or not len(ends):
+        return np.full(len(stacks), -1, np.intp)
+    # Packet and time in one integer that sorts: times count by their rank.
+    times, rank = np.unique(np.concatenate((hops["time"][ends], stacks["time"])), return_inverse=True)
+    packet = np.concatenate((hops["packet"][ends], stacks["packet"])).astype(np.int64)
+    key = packet * len(times) + rank.reshape(-1)
+    of_ends, wanted = key[: len(ends)], key[len(ends) :]
+    found = np.searchsorted(of_ends, wanted).clip(max=len(ends) - 1)
+    return np.where(of_ends[found] == wanted, ends[found], -1)
+
+
+def _stacks_in_use(stacks: npt.NDArray[np.void], hops: Columns) -> npt.NDArray[np.void]:
+    """The last stack told for each end, in the order of the ends."""
+    row = stack_rows(stacks, hops)
+    order = np.argsort(row, kind="stable")
+    row = row[order]
+    keep = np.append(row[1:] != row[:-1], True)[: len(row)] & (row >= 0)
+    stacks = stacks[order[keep]]
+    stacks.flags.writeable = False
+    return stacks
+
+
 class Collector:
     """Collects a stream's batches as they come; safe to add to in one thread and to read in another."""
 
@@ -283,6 +320,7 @@ class Collector:
             self.start,
             dict(merged.events),
             merged.facts,
+            stacks=merged.stacks,
             processes=merged.processes,
             devices=merged.devices,
             locations=merged.locations,
@@ -302,6 +340,7 @@ def _merge(batches: list[Batch]) -> Batch:
     return Batch(
         events,
         np.concatenate([np.empty(0, FACTS_DTYPE), *(batch.facts for batch in batches)]),
+        np.concatenate([np.empty(0, STACKS_DTYPE), *(batch.stacks for batch in batches)]),
         [row for batch in batches for row in batch.processes],
         [row for batch in batches for row in batch.devices],
         [row for batch in batches for row in batch.locations],

@@ -3,7 +3,8 @@
 Each row is a hop, in order. The first columns are for whoever opens the file with pandas, polars or DuckDB: times,
 names and flows as `Recording.df` shows them. The others are numbers as they came from the kernel; from these, and
 from these alone, `load` rebuilds the recording, so that every frame is exactly what it was. A packet's stored bytes
-stand in the row of the hop where they were taken.
+stand in the row of the hop where they were taken, a drop's stack in the row of the drop (files of version 1 have no
+stacks).
 
 What is not rows is JSON in the file's metadata under the key `bpfpath_nb`: the start record, counters, end, and the
 names of processes, devices and places in the kernel. It also holds a checksum of each column, and a digest of the
@@ -31,9 +32,19 @@ from bpfpath_nb.analysis.flows import flows
 from bpfpath_nb.analysis.hops import hop_flows
 from bpfpath_nb.errors import RecordingError
 from bpfpath_nb.io.replace import replacing
-from bpfpath_nb.schema import EVENT, FACTS, FACTS_DTYPE, HEADERS_BYTES, SCHEMA_VERSION, TIME_LIMIT
+from bpfpath_nb.schema import (
+    EVENT,
+    FACTS,
+    FACTS_DTYPE,
+    HEADERS_BYTES,
+    SCHEMA_VERSION,
+    STACK_DEPTH,
+    STACKS,
+    STACKS_DTYPE,
+    TIME_LIMIT,
+)
 from bpfpath_nb.start import StartRecord, StartRecordError
-from bpfpath_nb.stream import checked_counters, checked_end
+from bpfpath_nb.stream import checked_counters, checked_end, stacks_checked
 
 _KEY, _DIGEST_KEY = b"bpfpath_nb", b"bpfpath_nb.digest"
 
@@ -55,6 +66,10 @@ _FACTS: Final = {
     "vlan_tci": "vlan_tci",
 }
 """Column of schema.FACTS -> its name in the file; null but where a snapshot was taken, as is `headers`."""
+
+
+_STACK, _TCP_STATE = "stack", "tcp_state"
+"""Names of the columns that hold `frames` and `tcp_state` of schema.STACKS; null but where a packet was dropped."""
 
 
 # --- writing
@@ -95,6 +110,7 @@ def _table(events: Events) -> Any:
         values[taken] = events.facts[name]
         columns[to] = pa.array(values, mask=~_at(taken, len(events)))
     columns["headers"] = _headers_column(events, taken)
+    columns[_TCP_STATE], columns[_STACK] = _stack_columns(events)
     return pa.table(columns)
 
 
@@ -132,6 +148,22 @@ def _headers_column(events: Events, taken: npt.NDArray[np.intp]) -> Any:
     return large.cast(pa.binary()) if len(data) < 1 << 31 else large
 
 
+def _stack_columns(events: Events) -> tuple[Any, Any]:
+    """State of the TCP socket and stack of each drop, a stack as its bytes."""
+    of, has = events.stack_of, events.stack_of >= 0
+    state = np.zeros(len(events), np.uint16)
+    state[has] = events.stacks["tcp_state"][of[has]]
+    # Stacks are few, and of these few differ: as a dictionary they take next to nothing.
+    frames = np.ascontiguousarray(events.stacks["frames"]).view(f"V{8 * STACK_DEPTH}").reshape(-1)
+    distinct, which = np.unique(frames, return_inverse=True)
+    width = pa.binary(8 * STACK_DEPTH)
+    values = pa.FixedSizeBinaryArray.from_buffers(width, len(distinct), [None, pa.py_buffer(distinct.tobytes())])
+    code = np.zeros(len(events), np.int32)
+    code[has] = which.reshape(-1)[of[has]]
+    stack = pa.DictionaryArray.from_arrays(pa.array(code, mask=~has), values)
+    return pa.array(state, mask=~has), stack.cast(width)
+
+
 def _layout(table: Any) -> dict[str, Any]:
     """How each column is best packed: names and repeating numbers by dictionary, counting ones by difference."""
     by_difference = ["packet", "hop", "time", "seq"]
@@ -167,7 +199,10 @@ def _metadata(events: Events) -> dict[str, Any]:
 
 def _checksums(events: Events) -> dict[str, int]:
     checksums = {name: zlib.crc32(np.ascontiguousarray(values).data) for name, values in events.hops.items()}
-    return checksums | {"facts": zlib.crc32(np.ascontiguousarray(events.facts).view(np.uint8).data)}
+    tables = {"facts": events.facts, "stacks": events.stacks}
+    return checksums | {
+        name: zlib.crc32(np.ascontiguousarray(rows).view(np.uint8).data) for name, rows in tables.items()
+    }
 
 
 def _digest(metadata: bytes) -> bytes:
@@ -246,7 +281,9 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
     start = StartRecord.from_dict(metadata["start"])
     if parquet.metadata.num_rows != metadata["rows"]:
         raise ValueError("it has not the rows that were written")
-    table = parquet.read(["time", *_NUMBERS.values(), *_FACTS.values(), "headers"])
+    has_stacks = metadata["version"] > 1
+    stacks_columns = [_TCP_STATE, _STACK] if has_stacks else []
+    table = parquet.read(["time", *_NUMBERS.values(), *_FACTS.values(), "headers", *stacks_columns])
     table.validate(full=True)
     hops: Columns = {}
     for column in EVENT:
@@ -265,6 +302,7 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
         start,
         hops,
         _read_facts(table, hops),
+        stacks=_read_stacks(table, hops) if has_stacks else None,
         processes=metadata["processes"],
         devices=metadata["devices"],
         locations=metadata["locations"],
@@ -272,7 +310,10 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
         counters=checked_counters(metadata["counters"]),
         end=checked_end(metadata["end"]),
     )
-    if _checksums(events) != metadata["checksums"]:
+    checksums = _checksums(events)
+    if not has_stacks:
+        del checksums["stacks"]
+    if checksums != metadata["checksums"]:
         raise ValueError("its columns are not what was written")
     return events
 
@@ -303,4 +344,19 @@ def _read_facts(table: Any, hops: Columns) -> npt.NDArray[np.void]:
     return facts
 
 
+def _read_stacks(table: Any, hops: Columns) -> npt.NDArray[np.void]:
+    frames = table[_STACK].combine_chunks()
+    if frames.type != pa.binary(8 * STACK_DEPTH):
+        raise ValueError("stacks of another length")
+    rows = np.flatnonzero(frames.is_valid().to_numpy(zero_copy_only=False))
+    stacks = np.zeros(len(rows), STACKS_DTYPE)
+    data = b"".join(frames.drop_null().to_pylist())
+    stacks["frames"] = np.frombuffer(data, "<u8").reshape(len(rows), STACK_DEPTH)
+    stacks["tcp_state"] = _numbers(table[_TCP_STATE].take(pa.array(rows)), STACKS_DTYPE["tcp_state"])
+    for name in ("time", "packet"):
+        stacks[name] = hops[name][rows]
+    return stacks_checked(stacks)
+
+
+assert {column.name for column in STACKS} == {"time", "packet", _TCP_STATE, "frames"}
 assert {column.name for column in FACTS} == {*_FACTS, "packet", "snapshot", "caplen", "headers", "time", "kind"}

@@ -217,6 +217,15 @@ def skbuff_macros(kernel: Kernel) -> dict[str, str]:
     }
 
 
+def reason_macros(kernel: Kernel) -> dict[str, int]:
+    """What the C has to know of drop reasons; empty on kernels without."""
+    reasons = kernel.btf.enumeration("skb_drop_reason")
+    if not reasons:
+        return {"HAVE_REASONS": 1} if kernel.reasons else {}
+    consumed = [number for number, name in reasons.items() if name == "SKB_CONSUMED"]
+    return {"HAVE_REASONS": 1, **({"REASON_CONSUMED": consumed[0]} if consumed else {})}
+
+
 def _kind(request: Request, layer: str, entry: str) -> int:
     kind = ENTRY if _is_entry(request, entry) else 0
     kind |= DEVICE if layer in AT_DEVICES else 0
@@ -240,7 +249,8 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
     described = kernel.catalogue.tracepoints.get(name)
     arguments = kernel.tracepoint_arguments(name)
     kind, role = 0, ""
-    location = reason = NO_ARGUMENT
+    location = reason = socket = NO_ARGUMENT
+    drop = False
     if described is not None:
         role = described.role or ("drop" if described.drop else "consume" if described.final else "")
         role = role or (described.entry if described.entry in ("receive", "send") else "")
@@ -252,9 +262,11 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
             location = arguments.index("void *") if "void *" in arguments else NO_ARGUMENT
             named = "enum skb_drop_reason"
             reason = arguments.index(named) if named in arguments else NO_ARGUMENT
+            socket = arguments.index("struct sock *") if "struct sock *" in arguments else NO_ARGUMENT
+            drop = role == "drop"
     elif request.match == "every":
         kind |= ENTRY
-    cookie = func | kind << 16 | position << 24 | location << 28 | reason << 32
+    cookie = func | kind << 16 | position << 24 | location << 28 | reason << 32 | socket << 36 | drop << 40
     layer = kernel.catalogue.layer_of(name)
     return Probe(name, layer, "tracepoint", name, role, final, cookie)
 

@@ -33,6 +33,9 @@ SETTLE_WITHIN = 0.08
 FINISH_WITHIN = 1.0
 """How long the packets of a full capture may take to come to their ends, in seconds."""
 
+PROBING = ("bpf_", "traceiter_", "perf_trace_", "ftrace_", "kprobe_")
+"""How the names of functions begin that run a probe, without underscores."""
+
 Listen = Callable[[float], str]
 """Waits so many seconds for the notebook's word; the reason when the capture is to end, else nothing."""
 
@@ -110,6 +113,7 @@ class _Run:
         self._over = 0
         self._namespaces: set[int] = set()
         self._locations: set[int] = {0}
+        self._probes: set[int] = set()
         self._full_since: float | None = None
         self._refusals_told = len(attachment.refused)
 
@@ -174,9 +178,10 @@ class _Run:
         events = events[:room]
         self._delivered += len(events)
         self._namespaces.update(np.unique(events["netns"]).tolist())
-        side: dict[str, Any] = {"locations": self._resolve(events["location"])}
+        addresses = np.concatenate([events["location"], _frames(facts).reshape(-1)])
+        side: dict[str, Any] = {"locations": self._resolve(addresses)}
         if len(facts):
-            side["facts"] = _bounded(facts)
+            side["facts"] = _bounded(self._without_probes(facts))
         self._writer.write(events, side)
         return True
 
@@ -198,10 +203,34 @@ class _Run:
             return []
         self._locations.update(fresh)
         found = self._kernel.symbols.resolve(np.array(fresh, np.uint64))
+        self._probes.update(
+            address
+            for address, symbol in zip(fresh, found, strict=True)
+            if not symbol.name or symbol.name.lstrip("_").startswith(PROBING)
+        )
         return [
             (address, symbol.name, symbol.offset) if symbol.name else (address, f"{address:#x}", 0)
             for address, symbol in zip(fresh, found, strict=True)
         ]
+
+    def _without_probes(self, facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Stacks from the function on that freed the packet: the innermost frames are our program and what runs it."""
+        drops = facts["kind"] == FACTS_KINDS["drop"]
+        frames = _frames(facts)
+        if not len(frames):
+            return facts
+        ours = np.isin(frames, np.array(sorted(self._probes), np.uint64))
+        count = np.logical_and.accumulate(ours, axis=1).sum(axis=1)
+        at = np.arange(frames.shape[1]) + count[:, None]
+        inside = at < frames.shape[1]
+        frames = np.where(inside, np.take_along_axis(frames, np.where(inside, at, 0), 1), 0)
+        facts["headers"][drops] = frames.view(np.uint8)
+        return facts
+
+
+def _frames(facts: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    """The stacks among the facts."""
+    return np.ascontiguousarray(facts["headers"][facts["kind"] == FACTS_KINDS["drop"]]).view(np.uint64)
 
 
 def _bounded(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:

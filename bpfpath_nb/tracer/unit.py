@@ -49,6 +49,7 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
     macros["MOVED_ENTRIES"] = TRACKED_PACKETS // 4
     macros["SAMPLE"] = request.sample
     macros |= probes.skbuff_macros(kernel)
+    macros |= probes.reason_macros(kernel)
     if has_fetch_add():
         macros["HAVE_FETCH_ADD"] = 1
     if request.packets is not None:
