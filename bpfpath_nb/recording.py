@@ -30,6 +30,7 @@ from bpfpath_nb.stream import Batch, Reader, Source
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bpfpath_nb.plot.plots import Plots
     from bpfpath_nb.start import StartRecord
 
 
@@ -144,6 +145,13 @@ class RecordingViews:
         {quality}
         """
         return self.recording._quality
+
+    @property
+    def plot(self) -> Plots:
+        """Pictures: `plot.timeline(3)`, `plot.latency()` and more. Each returns matplotlib's Axes."""
+        from bpfpath_nb.plot.plots import Plots
+
+        return Plots(self)
 
     def text(self, packet: int | None = None, limit: int = 50) -> str:
         """Packets' paths as plain text, for a terminal or a ticket.

@@ -35,7 +35,7 @@ def recording_text(recording: Recording, packet: int | None = None, limit: int =
     packets = recording.packets
     if packet is not None:
         if packet not in packets.index:
-            raise OptionError(_no_such_packet(packet, packets))
+            raise OptionError(no_such_packet(packet, packets))
         return "\n".join(_packet_lines(recording, packets.index.get_loc(packet)))  # type: ignore[arg-type]
     shown = min(len(packets), max(limit, 0))
     parts = ["\n".join(_packet_lines(recording, at)) for at in range(shown)]
@@ -45,7 +45,7 @@ def recording_text(recording: Recording, packet: int | None = None, limit: int =
     return "\n\n".join(parts) if parts else "no packets"
 
 
-def _no_such_packet(packet: int, packets: pd.DataFrame) -> str:
+def no_such_packet(packet: int, packets: pd.DataFrame) -> str:
     if not len(packets):
         return (
             f"There is no packet {packet}: nothing was captured. Check that traffic that the filter matches was sent."

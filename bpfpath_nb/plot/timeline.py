@@ -1,0 +1,254 @@
+"""One packet's way as a picture: who had it when, for how long, and where it changed hands.
+
+Time runs to the right and is linear, so that what is wide is what took long. Each place (a namespace's interface, or a
+CPU) is a lane; in it each function has a row of its own, from when the packet came to it until it came to the next.
+That way every function can be named beside its bar, however short the bar is: a packet that waits a millisecond in a
+queue passes fifty functions in the rest of its life. A packet of more functions than can be read as rows has one row
+a lane, with names where they fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.collections import PolyCollection
+
+from bpfpath_nb.errors import OptionError
+from bpfpath_nb.io.text import no_such_packet, outcome
+from bpfpath_nb.plot import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from bpfpath_nb.recording import Recording, RecordingViews
+
+Lanes = Literal["dev", "netns", "cpu"]
+
+_ROW: Final = 0.155
+"""Inches that a row with a name in it takes."""
+
+_MOST_ROWS: Final = 90
+_BAR: Final = 0.72
+"""How much of its row a bar fills."""
+
+
+@dataclass
+class _Way:
+    """One packet's hops as columns; times in ns since its first."""
+
+    begin: npt.NDArray[np.float64]
+    end: npt.NDArray[np.float64]
+    func: list[str]
+    colour: list[str]
+    layer: list[str]
+    netns: list[str]
+    copy: npt.NDArray[np.intp]
+    lane: npt.NDArray[np.intp]
+    lanes: list[str]
+
+    @property
+    def span(self) -> float:
+        """From first to last, never zero."""
+        return max(float(self.begin[-1]), 1.0)
+
+
+def timeline(
+    recording: RecordingViews,
+    packet: int,
+    *,
+    lanes: Lanes = "dev",
+    detail: bool | None = None,
+    ax: Axes | None = None,
+    theme: style.ThemeName | None = None,
+) -> Axes:
+    """Draw the way of one packet through the kernel.
+
+    Parameters
+    ----------
+    recording : Recording or Capture
+    packet : int
+        Its number, as in the index of `packets`.
+    lanes : "dev", "netns" or "cpu"
+        What has a lane of its own: each interface of each namespace, each namespace, or each CPU.
+    detail : bool, optional
+        A row for each function, with its name, or one for each lane. By default rows for packets of up to 90 hops.
+    ax, theme
+        Axes to draw on, and "light" or "dark"; by default a new figure and what suits it.
+
+    Returns
+    -------
+    Axes
+        x is time since the packet's first hop in ns, labelled in the unit that suits.
+
+    Raises
+    ------
+    OptionError
+        There is no such packet, or no such kind of lanes.
+    """
+    whole = recording.recording
+    if lanes not in {"dev", "netns", "cpu"}:
+        raise OptionError(f"There are no lanes {lanes!r}: a lane is a 'dev', a 'netns' or a 'cpu'.")
+    if packet not in whole.packets.index:
+        raise OptionError(no_such_packet(packet, whole.packets))
+    at = int(whole.events.packets.searchsorted(packet))
+    way = _way(whole, at, lanes)
+    detail = len(way.func) <= _MOST_ROWS if detail is None else detail
+    row, tops = _rows(way, detail)
+    height = (tops[-1] * _ROW if detail else len(way.lanes) * 0.5) + 1.3
+    ax, colours = style.begin(ax, theme, height)
+    _lanes(ax, colours, way, tops)
+    _moves(ax, colours, way, row)
+    _bars(ax, colours, way, row)
+    ended = whole.packets.iloc[at]
+    dropped = ended["verdict"] == "dropped"
+    if detail:
+        _names_beside(ax, colours, way, row, outcome(ended) if dropped else "")
+    else:
+        _names_inside(ax, way, row)
+    _end(ax, colours, dropped, way, row)
+    ax.set_xlim(-0.015 * way.span, way.span * 1.03)
+    ax.set_ylim(tops[-1], 0)
+    style.seconds_axis(ax, colours, "time since the first hop", way.span)
+    ax.spines["left"].set_visible(False)
+    rows = style.legend(ax, colours, style.layer_entries(way.layer))
+    _title(ax, colours, whole, at, rows)
+    named = "" if detail else "Names stand where they fit; `detail=True` gives each function a row."
+    style.note(ax, colours, whole, named)
+    return ax
+
+
+def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
+    first, count = int(recording.events.first[at]), int(recording.events.counts[at])
+    hops = recording.df.iloc[first : first + count]
+    begin = style.in_ns(hops["since"].to_numpy())
+    # What frees a packet mostly does not know its device any more: it is where it was.
+    netns = hops["netns"].ffill().bfill()
+    place = pd.Series(_texts(netns), dtype=object)
+    if lanes == "dev":
+        dev = hops["dev"].astype(object).groupby(_texts(netns)).ffill()
+        place = pd.Series([f"{ns}\0{dev}" for ns, dev in zip(place, _texts(dev, "no interface"), strict=True)])
+    elif lanes == "cpu":
+        place = pd.Series([f"CPU {cpu}" for cpu in hops["cpu"]])
+    lane, names = pd.factorize(place)
+    layer = _texts(hops["layer"])
+    return _Way(
+        begin,
+        np.append(begin[1:], begin[-1]),
+        _texts(hops["func"]),
+        [style.LAYER_COLOURS[name] for name in layer],
+        layer,
+        _texts(netns),
+        pd.factorize(recording.events.copies.of[first : first + count])[0],
+        np.asarray(lane, np.intp),
+        [str(name) for name in names],
+    )
+
+
+def _texts(column: Any, missing: str = "?") -> list[str]:
+    return [missing if pd.isna(value) else str(value) for value in column]
+
+
+def _rows(way: _Way, detail: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Middle of each hop's row, and the edges of the lanes, from 0 at the top."""
+    if not detail:
+        return way.lane.astype(np.float64) + 0.5, np.arange(len(way.lanes) + 1, dtype=np.float64)
+    order = np.argsort(way.lane, kind="stable")
+    row = np.empty(len(order), np.float64)
+    # Half a row of air between lanes.
+    row[order] = np.arange(len(order)) + 0.5 + way.lane[order] * 0.5
+    counts = np.bincount(way.lane, minlength=len(way.lanes))
+    return row, np.concatenate(([0.0], np.cumsum(counts + 0.5)), dtype=np.float64)
+
+
+def _lanes(ax: Axes, theme: style.Theme, way: _Way, tops: npt.NDArray[np.float64]) -> None:
+    for at in range(0, len(way.lanes), 2):
+        ax.axhspan(tops[at], tops[at + 1], color=theme.band, linewidth=0, zorder=0)
+    ax.set_yticks((tops[1:] + tops[:-1]) / 2, ["\n".join(map(style.plain, lane.split("\0"))) for lane in way.lanes])
+    ax.tick_params(axis="y", length=0)
+    for label in ax.get_yticklabels():
+        label.set_fontsize(style.TEXT)
+
+
+def _bars(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64]) -> None:
+    # A bar is at least as wide as can be seen.
+    end = np.maximum(way.end, way.begin + way.span / 400)
+    low, high = row - _BAR / 2, row + _BAR / 2
+    corners = np.stack([way.begin, low, end, low, end, high, way.begin, high], axis=1).reshape(-1, 4, 2)
+    bars = PolyCollection(list(corners), facecolors=way.colour, linewidths=0, zorder=3)
+    bars.set_gid("spans")
+    ax.add_collection(bars)
+
+
+def _moves(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64]) -> None:
+    """From lane to lane a line; where the namespace changes, an arrow.
+
+    Each copy of the packet goes its own way, from the hop that made it.
+    """
+    seen: dict[int, int] = {}
+    for to, copy in enumerate(way.copy.tolist()):
+        of, seen[copy] = seen.get(copy, to - 1), to
+        if of < 0 or way.lane[of] == way.lane[to]:
+            continue
+        crossing = way.netns[of] != way.netns[to]
+        edge = _BAR / 2 if row[to] > row[of] else -_BAR / 2
+        ax.annotate(
+            "", (way.begin[to], row[to] - edge), (way.begin[to], row[of] + edge), zorder=2.5,
+            arrowprops={
+                "arrowstyle": "-|>" if crossing else "-", "color": theme.ink if crossing else theme.soft,
+                "linewidth": 1.1 if crossing else 0.7, "linestyle": "-" if crossing else ":",
+                "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9,
+            },
+            gid="crossing" if crossing else "move",
+        )  # fmt: skip
+
+
+def _names_beside(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64], ending: str) -> None:
+    """Each function's name and time, right of its bar, or left where the right has no room."""
+    last = len(way.func) - 1
+    for at, func in enumerate(way.func):
+        said = style.plain(func, 48) + (f" (clone {way.copy[at]})" if way.copy[at] else "")
+        said += f"  {style.duration(way.end[at] - way.begin[at])}" if at < last else ""
+        ink = theme.ink
+        if at == last and ending:
+            said, ink = f"{said}  {style.plain(ending, 60)}", theme.alarm
+        left, right = way.begin[at] / way.span, way.end[at] / way.span
+        room = len(said) * 0.0085 + 0.02
+        x, ha, shift = way.end[at], "left", 4
+        if 1 - right < room:
+            if left > room:
+                x, ha, shift = way.begin[at], "right", -4
+            else:
+                x, ink = way.begin[at], style.text_on(way.colour[at])
+        if at == last:
+            shift *= 2
+        ax.annotate(said, (x, row[at]), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center_baseline",
+                    fontsize=style.SMALL, color=ink, zorder=4, gid="function")  # fmt: skip
+
+
+def _names_inside(ax: Axes, way: _Way, row: npt.NDArray[np.float64]) -> None:
+    for at in np.flatnonzero((way.end - way.begin) / way.span > 0.02).tolist():
+        func = way.func[at]
+        if len(func) * 0.0088 < (way.end[at] - way.begin[at]) / way.span:
+            ax.annotate(style.plain(func, 48), ((way.begin[at] + way.end[at]) / 2, row[at]), ha="center",
+                        va="center_baseline", fontsize=style.SMALL, color=style.text_on(way.colour[at]), zorder=4,
+                        gid="function")  # fmt: skip
+
+
+def _end(ax: Axes, theme: style.Theme, dropped: bool, way: _Way, row: npt.NDArray[np.float64]) -> None:
+    """A cross where the packet was dropped, a dot at any other last hop."""
+    ax.plot(way.begin[-1], row[-1], "X" if dropped else "o", color=theme.alarm if dropped else theme.ink, markersize=7,
+            markeredgecolor=theme.paper, markeredgewidth=0.8, zorder=5, clip_on=False, gid="end")  # fmt: skip
+
+
+def _title(ax: Axes, theme: style.Theme, recording: Recording, at: int, rows: int) -> None:
+    packet = recording.packets.iloc[at]
+    number = recording.packets.index[at]
+    flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
+    when = f"{packet['first']:%H:%M:%S}.{packet['first'].value % 10**9 // 1000:06d} UTC"
+    total = style.duration(packet["total"].value)
+    second = f"{outcome(packet)} · {packet['hops']} hops in {total} · from {when}"
+    style.title(ax, theme, style.plain(f"packet {number}  {flow}", 100), style.plain(second, 140), rows)

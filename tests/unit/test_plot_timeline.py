@@ -1,0 +1,130 @@
+"""One packet's way, as the picture tells it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from pictures import assert_legible, named, texts, untouched, words
+from streams import KINDS, Capture, capture
+
+from bpfpath_nb.errors import OptionError
+from bpfpath_nb.plot import style
+from bpfpath_nb.recording import Recording
+from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
+
+
+@pytest.fixture(autouse=True)
+def _nothing_global():
+    with untouched():
+        yield
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return capture(len(KINDS)).recording()
+
+
+def number(kind: str) -> int:
+    return list(KINDS).index(kind) + 1
+
+
+def test_each_function_is_named_in_order_with_its_time(recording: Recording) -> None:
+    ax = recording.plot.timeline(number("filtered"))
+    hops = recording.df.loc[number("filtered")]
+    said = [text.get_text() for text in named(ax, "function")]
+    assert [line.split()[0] for line in said] == list(hops["func"])
+    assert said[0].endswith(style.duration(hops["gap"].iloc[0].value))
+
+
+def test_a_span_reaches_from_a_function_to_the_next_in_its_layers_colour(recording: Recording) -> None:
+    ax = recording.plot.timeline(1)
+    hops = recording.df.loc[1]
+    (spans,) = named(ax, "spans")
+    begins = [path.vertices[:, 0].min() for path in spans.get_paths()]
+    assert begins == hops["since"].to_numpy().view(np.int64).tolist()
+    assert [to_hex(colour) for colour in spans.get_facecolor()] == [style.LAYER_COLOURS[x] for x in hops["layer"]]
+
+
+def test_lanes_are_the_interfaces_in_the_order_of_the_way(recording: Recording) -> None:
+    ax = recording.plot.timeline(number("answered"))
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "client\neth0", "router\nleft", "router\nright", "server\neth0",
+    ]  # fmt: skip
+
+
+def test_lanes_can_be_namespaces_or_cpus(recording: Recording) -> None:
+    by_netns = recording.plot.timeline(1, lanes="netns")
+    assert [label.get_text() for label in by_netns.get_yticklabels()] == ["client", "router", "server"]
+    cpus = dict.fromkeys(recording.df.loc[1, "cpu"])
+    assert [x.get_text() for x in recording.plot.timeline(1, lanes="cpu").get_yticklabels()] == [
+        f"CPU {x}" for x in cpus
+    ]
+
+
+def test_each_crossing_is_an_arrow(recording: Recording) -> None:
+    ax = recording.plot.timeline(number("left"))
+    assert named(ax, "crossing") == []
+    # There and back again: the sender's driver reports after the receiver's has begun.
+    netns = recording.df.loc[1, "netns"].astype(str).to_numpy()
+    assert len(named(recording.plot.timeline(1), "crossing")) == (netns[1:] != netns[:-1]).sum()
+
+
+def test_a_drop_is_marked_with_its_reason(recording: Recording) -> None:
+    ax = recording.plot.timeline(number("filtered"))
+    (end,) = named(ax, "end")
+    assert (end.get_marker(), end.get_color()) == ("X", style.LIGHT.alarm)
+    assert named(ax, "function")[-1].get_text() == "kfree_skb  dropped: NETFILTER_DROP in nf_hook_slow"
+    assert named(recording.plot.timeline(number("answered")), "end")[0].get_marker() == "o"
+
+
+def test_a_packet_without_end_is_drawn_as_far_as_it_was_seen(recording: Recording) -> None:
+    assert "unfinished" in words(recording.plot.timeline(number("waiting")))
+
+
+def test_a_clone_is_told_from_the_packet(recording: Recording) -> None:
+    said = [text.get_text() for text in named(recording.plot.timeline(number("tapped")), "function")]
+    assert [line for line in said if "(clone" in line] == [said[8]]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_of_it_can_be_read(recording: Recording, kind: str, theme: style.ThemeName) -> None:
+    assert_legible(recording.plot.timeline(number(kind), theme=theme))
+
+
+def test_a_long_way_has_a_row_a_lane_and_says_so(recording: Recording) -> None:
+    ax = recording.plot.timeline(1, detail=False)
+    assert ax.get_ylim()[0] == 4
+    assert "`detail=True`" in words(ax)
+    assert_legible(ax)
+
+
+def test_a_packet_of_one_hop(recording: Recording) -> None:
+    made = capture(1, kinds=("left",))
+    ax = Capture(made.events[:1], made.facts, made.kinds, {}).recording().plot.timeline(1)
+    assert "1 hops in 0 ns" in words(ax)
+    assert_legible(ax)
+
+
+def test_names_that_others_chose_stay_text() -> None:
+    record = capture(3).recording(
+        functions=[f | {"name": "$\\frac"} for f in capture(1).recording().start.raw["functions"]]
+    )
+    assert r"$\frac" in words(record.plot.timeline(1)).replace("\\\\", "\\")
+
+
+def test_a_packet_that_is_not_there_is_an_error_with_the_numbers_that_are(recording: Recording) -> None:
+    with pytest.raises(OptionError, match="numbered 1 to 7"):
+        recording.plot.timeline(99)
+    with pytest.raises(OptionError, match="nothing was captured"):
+        Capture(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {}).recording().plot.timeline(1)
+    with pytest.raises(OptionError, match="'dev', a 'netns' or a 'cpu'"):
+        recording.plot.timeline(1, lanes="queue")  # type: ignore[arg-type]
+
+
+def test_it_draws_on_axes_of_ones_own(recording: Recording) -> None:
+    ax = Figure(figsize=(9, 6)).add_subplot()
+    assert recording.plot.timeline(1, ax=ax) is ax
+    assert texts(ax)
