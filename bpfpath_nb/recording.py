@@ -201,6 +201,26 @@ class RecordingViews:
 
         return save_pcapng(self.recording, Path(path))
 
+    def to_perfetto(self, path: str | os.PathLike[str]) -> Path:
+        """Write a Perfetto trace, to be opened in https://ui.perfetto.dev (which keeps it in the browser).
+
+        A track per namespace and interface; in it a slice per packet's stay and, inside, one per function; arrows join
+        the stays of a packet.
+
+        Returns
+        -------
+        Path
+            Where it is. An existing file is replaced in one step.
+
+        Raises
+        ------
+        RequirementError
+            The package `perfetto` is not installed.
+        """
+        from bpfpath_nb.io.perfetto import save_perfetto
+
+        return save_perfetto(self.recording, Path(path))
+
 
 class Recording(RecordingViews):
     """What a capture recorded.

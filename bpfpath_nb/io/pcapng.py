@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.hops import gaps
+from bpfpath_nb.io.columns import content, fixed_bytes, join, microseconds, texts
 from bpfpath_nb.io.replace import replacing
 from bpfpath_nb.io.text import loss_lines
 from bpfpath_nb.schema import HEADERS_BYTES, LINKS
@@ -182,8 +183,16 @@ def _packet_blocks(
     fixed["size"] = tail["size"] = (
         _FIXED.itemsize + caplen + -caplen % 4 + options.itemsize + size + -size % np.uint32(4) + tail.itemsize
     )
-    parts = [_bytes(fixed), data, _padding(caplen), _bytes(options), comments, _padding(size), _bytes(tail)]
-    return _content(pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary())))
+    parts = [
+        fixed_bytes(fixed),
+        data,
+        _padding(caplen),
+        fixed_bytes(options),
+        comments,
+        _padding(size),
+        fixed_bytes(tail),
+    ]
+    return content(pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary())))
 
 
 def _tagged(facts: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
@@ -220,18 +229,18 @@ def _directions(recording: Recording, packets: slice) -> npt.NDArray[np.uint32]:
 def _comments(recording: Recording, packets: slice) -> Any:
     """What became of each packet, and its path, as Arrow strings of at most _COMMENT_LIMIT bytes."""
     frame = recording.packets.iloc[packets]
-    text = {name: _texts(frame[name]) for name in ("verdict", "reason", "where", "path", "namespaces")}
+    told = {name: texts(frame[name]) for name in ("verdict", "reason", "where", "path", "namespaces")}
     number, hops = (pc.cast(pa.array(values.to_numpy()), pa.string()) for values in (frame.index, frame["hops"]))
     total = microseconds(frame["total"].to_numpy().view(np.int64))
     dropped = (frame["verdict"] == "dropped").to_numpy()
-    why = _join(": ", pc.coalesce(text["reason"], "no reason told"), " in ", pc.coalesce(text["where"], "?"))
+    why = join(": ", pc.coalesce(told["reason"], "no reason told"), " in ", pc.coalesce(told["where"], "?"))
     lacking = np.where(frame["complete"].to_numpy(), "", "; it may lack hops, events were lost")
-    head = _join(
-        "packet ", number, " ", text["verdict"], pc.if_else(dropped, why, ""), pa.array(lacking, pa.string()),
-        "\npath ", text["path"], "  ", pc.coalesce(text["namespaces"], "namespace not known"), "  ", hops, " hops in ",
+    head = join(
+        "packet ", number, " ", told["verdict"], pc.if_else(dropped, why, ""), pa.array(lacking, pa.string()),
+        "\npath ", told["path"], "  ", pc.coalesce(told["namespaces"], "namespace not known"), "  ", hops, " hops in ",
         total, " us\n",
     )  # fmt: skip
-    return _bounded(_join(head, _ways(recording, packets)))
+    return _bounded(join(head, _ways(recording, packets)))
 
 
 def _ways(recording: Recording, packets: slice) -> Any:
@@ -239,70 +248,35 @@ def _ways(recording: Recording, packets: slice) -> Any:
     events = recording.events
     begin = int(events.first[packets][0])
     rows = slice(begin, int(events.last[packets][-1]) + 1)
-    func = _texts(recording.df["func"].iloc[rows])
+    func = texts(recording.df["func"].iloc[rows])
     netns, dev = recording.df["netns"].iloc[rows], recording.df["dev"].iloc[rows]
     place = np.stack([netns.cat.codes.to_numpy(np.int64), dev.cat.codes.to_numpy(np.int64)])
     hop, counts = events.hop[rows], events.counts[packets]
     moved = (np.diff(place, axis=1, prepend=-2) != 0).any(axis=0) | (hop == 0)
-    where = pc.if_else(
-        moved, _join(pc.coalesce(_texts(netns), "?"), pc.coalesce(_join(" ", _texts(dev)), ""), ": "), ""
-    )
+    where = pc.if_else(moved, join(pc.coalesce(texts(netns), "?"), pc.coalesce(join(" ", texts(dev)), ""), ": "), "")
     gap = gaps(events)[rows]
     is_last = np.zeros(len(hop), bool)
     is_last[events.last[packets] - begin] = True
-    spent = pc.if_else(is_last, "", _join(" ", microseconds(np.where(is_last, 0, gap))))
-    words = _join(where, func, spent)
+    spent = pc.if_else(is_last, "", join(" ", microseconds(np.where(is_last, 0, gap))))
+    words = join(where, func, spent)
     kept = hop < _HOPS_LIMIT
     ends = np.concatenate(([0], np.cumsum(np.minimum(counts, _HOPS_LIMIT)))).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(ends), words.filter(pa.array(kept)) if not kept.all() else words)
     more = pc.cast(pa.array(np.maximum(counts - _HOPS_LIMIT, 0)), pa.string())
-    return _join(
-        pc.binary_join(lists, " > "), pc.if_else(pa.array(counts > _HOPS_LIMIT), _join(" > ... ", more, " more"), "")
+    return join(
+        pc.binary_join(lists, " > "), pc.if_else(pa.array(counts > _HOPS_LIMIT), join(" > ... ", more, " more"), "")
     )
 
 
-def microseconds(ns: npt.NDArray[np.int64]) -> Any:
-    """Times in ns as Arrow strings of microseconds with three decimals."""
-    ns = np.maximum(ns, 0)
-    whole, rest = (pc.cast(pa.array(values), pa.string()) for values in np.divmod(ns, 1000))
-    return _join(whole, ".", pc.utf8_lpad(rest, 3, "0"))
-
-
-def _bounded(texts: Any) -> Any:
-    over = np.flatnonzero(np.asarray(pc.binary_length(texts)) > _COMMENT_LIMIT)
+def _bounded(comments: Any) -> Any:
+    over = np.flatnonzero(np.asarray(pc.binary_length(comments)) > _COMMENT_LIMIT)
     if not len(over):
-        return texts
-    cut = [texts[at].as_py().encode()[: _COMMENT_LIMIT - 3].decode(errors="ignore") + "..." for at in over.tolist()]
-    mask = np.zeros(len(texts), bool)
+        return comments
+    cut = [comments[at].as_py().encode()[: _COMMENT_LIMIT - 3].decode(errors="ignore") + "..." for at in over.tolist()]
+    mask = np.zeros(len(comments), bool)
     mask[over] = True
-    return pc.replace_with_mask(texts, pa.array(mask), pa.array(cut, pa.string()))
-
-
-def _texts(column: pd.Series[Any]) -> Any:
-    """A categorical column as Arrow strings, null where it is missing."""
-    return pa.DictionaryArray.from_arrays(
-        pa.array(column.cat.codes.to_numpy(), mask=column.cat.codes.to_numpy() < 0),
-        pa.array(column.cat.categories.tolist(), pa.string()),
-    ).cast(pa.string())
-
-
-def _join(*parts: Any) -> Any:
-    """Columns and constants, put together row by row; null where one of them is."""
-    return pc.binary_join_element_wise(*parts, "")
-
-
-def _bytes(rows: npt.NDArray[np.void]) -> Any:
-    width = rows.dtype.itemsize
-    fixed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows)])
-    return fixed.cast(pa.binary())
+    return pc.replace_with_mask(comments, pa.array(mask), pa.array(cut, pa.string()))
 
 
 def _padding(size: npt.NDArray[np.uint32]) -> Any:
     return pa.array([b"", b"\0", b"\0\0", b"\0\0\0"], pa.binary()).take(pa.array(-size % np.uint32(4)))
-
-
-def _content(column: Any) -> Any:
-    """The bytes of a binary column without nulls, end to end."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    offsets = np.frombuffer(array.buffers()[1], np.int32)
-    return memoryview(array.buffers()[2])[offsets[array.offset] : offsets[array.offset + len(array)]]

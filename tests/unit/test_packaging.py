@@ -18,8 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "build": "python-build"}
 """What conda-forge calls differently."""
-CONDA_LACKS = {"virtme-ng"}
-"""What only PyPI has: environment.yml gets it through pip, as an extra of ours."""
+CONDA_LACKS = {"virtme-ng": "vm", "perfetto": "perfetto", "retis": "retis"}
+"""What only PyPI has: environment.yml gets it through pip, as the extra of ours that is named here."""
 CONDA_ONLY = {"python", "pip", "libpcap"}
 
 
@@ -46,7 +46,7 @@ def test_environment_is_in_step_with_pyproject() -> None:
 
     assert {name: bound for name, bound in environment().items() if name not in CONDA_ONLY} == expected
     assert environment()["python"] == PROJECT["requires-python"]
-    assert "--editable .[vm]" in (ROOT / "environment.yml").read_text()
+    assert f"--editable .[{','.join(CONDA_LACKS.values())}]" in (ROOT / "environment.yml").read_text()
 
 
 def test_environment_says_where_bcc_comes_from() -> None:
