@@ -200,14 +200,10 @@ def _follow(capture: Capture, *, quiet: bool) -> None:
 
 
 def _summarise(recording: Recording) -> None:
-    columns = ["flow", "verdict", "reason", "where", "hops", "total"]
+    from bpfpath_nb.io.summary import packet_lines
+
     packets = recording.packets
-    if packets.empty:
-        print("no packet matched")
-        return
-    print(packets[columns].head(_TABLE_ROWS).to_string())
-    if len(packets) > _TABLE_ROWS:
-        print(f"... and {len(packets) - _TABLE_ROWS} more packets")
+    print("no packet matched" if packets.empty else "\n".join(packet_lines(packets, _TABLE_ROWS)))
 
 
 if __name__ == "__main__":

@@ -326,7 +326,7 @@ class Recording(RecordingViews):
         return quality(self.events, self._packets)
 
     def __repr__(self) -> str:
-        from bpfpath_nb.io.text import summary_text
+        from bpfpath_nb.io.summary import summary_text
 
         return summary_text(self)
 

@@ -1,4 +1,9 @@
-"""What a notebook shows for a capture or a recording: filter, state, counts, losses, and the first packets."""
+"""What a notebook shows for a capture or a recording.
+
+First what everybody looks for: filter, state, counts, losses, and the first packets with what became of each. Below,
+folded: each way that packets took with one packet as an example, the drops, the functions in which time was spent, and
+how far all of it can be trusted. It stays small, whatever the recording's size.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bpfpath_nb.html.table import facts, table, text, warning
+from bpfpath_nb.html.table import details, facts, frame, preformatted, table, text, warning
+from bpfpath_nb.io.summary import FIGURES_LIMIT, counted, drop_counts, microseconds
 from bpfpath_nb.io.text import loss_lines, outcome
 
 if TYPE_CHECKING:
@@ -14,6 +20,11 @@ if TYPE_CHECKING:
 
 MOST_PACKETS = 20
 """Rows of the table; a saved notebook should stay small and be read."""
+
+_MOST_PATHS = 8
+_MOST_LINES = 80
+_LIMIT = 150_000
+"""Characters, about; what is folded is left out beyond."""
 
 
 def summary_html(recording: Recording, status: str = "", name: str = "Recording") -> str:
@@ -28,8 +39,6 @@ def summary_html(recording: Recording, status: str = "", name: str = "Recording"
         What it is called, a Recording or a Capture.
     """
     start, packets, quality = recording.start, recording.packets, recording.quality
-    verdicts = packets["verdict"].value_counts(sort=False)
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
     probes = f"{quality['probes']} attached ({quality['ladder']})"
     if quality["refused"]:
         probes += f", {quality['refused']} refused by this kernel"
@@ -39,25 +48,54 @@ def summary_html(recording: Recording, status: str = "", name: str = "Recording"
     lines += [
         ("kernel", f"{start.release} ({start.machine}) on {start.host or 'an unnamed host'}"),
         ("probes", probes),
-        ("packets", f"{len(packets)} in {len(recording)} hops" + (f": {counted}" if counted else "")),
+        ("packets", f"{len(packets)} in {len(recording)} hops" + (f": {counted(packets)}" if len(packets) else "")),
     ]
     parts = [f"<p><b>{text(name)}</b></p>", facts(lines), warning(loss_lines(recording))]
     if len(packets):
-        parts.append(_packets(packets))
+        parts.append(packets_html(packets))
+        for part in _folded(recording):
+            if sum(map(len, parts)) + len(part) < _LIMIT:
+                parts.append(part)
     return "<div>\n" + "\n".join(part for part in parts if part) + "\n</div>"
 
 
-def _packets(packets: pd.DataFrame) -> str:
-    shown = packets.head(MOST_PACKETS)
-    rows = [
+def packets_html(packets: pd.DataFrame, rows: int = MOST_PACKETS) -> str:
+    """The first packets as a table: what each was, where it went, and what became of it."""
+    shown = packets.head(rows)
+    lines = [
         (number, packet["flow"] if pd.notna(packet["flow"]) else "headers not known", _way(packet), packet["hops"],
-         f"{packet['total'].value / 1000:.3f}", outcome(packet) + ("" if packet["complete"] else " (may lack hops)"))
+         microseconds(packet["total"]), outcome(packet) + ("" if packet["complete"] else " (may lack hops)"))
         for number, packet in shown.iterrows()
     ]  # fmt: skip
     more = len(packets) - len(shown)
     rest = f"<p>… and {more} more packets in <code>.packets</code></p>" if more else ""
-    return table(("packet", "flow", "namespaces", "hops", "total/us", "verdict"), rows) + rest
+    return table(("packet", "flow", "namespaces", "hops", "total/us", "verdict"), lines) + rest
 
 
 def _way(packet: pd.Series) -> str:
     return str(packet["namespaces"]) if pd.notna(packet["namespaces"]) else ""
+
+
+def _folded(recording: Recording) -> list[str]:
+    if len(recording) > FIGURES_LIMIT:
+        return []
+    packets, paths, drops = recording.packets, recording.paths, recording.drops
+    found = []
+    for path, row in paths.head(_MOST_PATHS).iterrows():
+        example = packets.index[packets["path"] == path][0]
+        lines = recording.text(int(example)).splitlines()
+        if len(lines) > _MOST_LINES:
+            lines = [*lines[:_MOST_LINES], f"... and {len(lines) - _MOST_LINES} more lines in .text({example})"]
+        told = (
+            f"path {path}: {row['packets']} packet{'s' * (row['packets'] != 1)} ({row['share']:.0%}), "
+            f"{row['hops']} hops, {row['verdict']}, median {microseconds(row['median'])} us, "
+            f"99 % within {microseconds(row['p99'])} us"
+        )
+        found.append(details(told, preformatted("\n".join(lines))))
+    if len(paths) > _MOST_PATHS:
+        found.append(f"<p>… and {len(paths) - _MOST_PATHS} more in <code>.paths</code></p>")
+    if len(drops):
+        found.append(details(f"drops: {len(drops)}", frame(drop_counts(drops))))
+    found.append(details("functions in which most time was spent", frame(recording.functions.drop(columns="gap_p90"))))
+    found.append(details("how far this can be trusted", table(("what", "how much"), recording.quality.items())))
+    return found

@@ -2,8 +2,8 @@
 
 Nothing here runs: no script, no outside address. Styles are few and inline, because a notebook viewer may strip them
 (GitHub does) and what is left has to read as text: tables keep their grid as `border`, emphasis is a tag, order
-carries the meaning. Every value is escaped in `text`, the only way into a page; packets, process names, namespaces
-and filters are chosen by others.
+carries the meaning, what is folded away is simply there where `details` is not known. Every value is escaped in
+`text`, the only way into a page; packets, process names, namespaces and filters are chosen by others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
+
 _CELL = ' style="text-align:left;padding:2px 8px;white-space:nowrap"'
+_NUMBER_CELL = ' style="text-align:right;padding:2px 8px;white-space:nowrap"'
+_LONG_CELL = ' style="text-align:left;padding:2px 8px;min-width:20em"'
+_LONG = 60
+"""Text of more characters than this may break into lines within its cell."""
+
+_MOST_TEXT = 1500
+"""Characters of one cell."""
 
 
 def text(value: object, limit: int = 200) -> str:
@@ -23,14 +32,64 @@ def text(value: object, limit: int = 200) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table of escaped values under a head line."""
     top = "".join(f"<th{_CELL}>{text(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td{_CELL}>{text(value)}</td>" for value in row) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>\n" for row in rows)
     grid = '<table border="1" style="border-collapse:collapse">'
     return f"{grid}\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    shown = str(value)
+    style = _NUMBER_CELL if shown.replace(".", "", 1).isdecimal() else _LONG_CELL if len(shown) > _LONG else _CELL
+    return f"<td{style}>{text(shown, _MOST_TEXT)}</td>"
+
+
+def frame(frame: pd.DataFrame, rows: int = 20) -> str:
+    """The first rows of any frame of ours as a table, with its index, and how many rows there are beyond.
+
+    Times become microseconds (the head says so), moments the time of day, what is missing an empty cell. Columns that
+    have no value in these rows are left out.
+    """
+    shown = frame.head(rows)
+    shown = shown.dropna(axis="columns", how="all") if len(shown) else shown
+    indexed = not isinstance(frame.index, pd.RangeIndex)
+    levels = [shown.index.get_level_values(at).to_series() for at in range(shown.index.nlevels)] if indexed else []
+    columns = [*levels, *(shown[name] for name in shown.columns)]
+    head = [str(column.name) + ("/us" if column.dtype.kind == "m" else "") for column in columns]
+    more = len(frame) - len(shown)
+    rest = f"<p>… and {more} more rows</p>" if more else ""
+    return table(head, zip(*(cells(column) for column in columns), strict=True)) + rest
+
+
+def cells(column: pd.Series) -> list[str]:
+    """The values of a column as people read them."""
+    values: list[object] = column.tolist()
+    if column.dtype.kind == "m":
+        shown = [f"{value / 1000:.3f}" for value in column.fillna(pd.Timedelta(0)).astype("int64").tolist()]
+    elif column.dtype.kind == "M":
+        nanoseconds = column.astype("int64").tolist()
+        shown = [f"{value:%H:%M:%S}.{ns % 10**9:09d}" if pd.notna(value) else "" for value, ns in
+                 zip(column, nanoseconds, strict=True)]  # fmt: skip
+    elif column.dtype.kind == "f":
+        shown = [f"{value:.4g}" for value in values]
+    else:
+        shown = [str(value) for value in values]
+    missing = column.isna().tolist()
+    return ["" if gone else value for gone, value in zip(missing, shown, strict=True)]
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> str:
     """Names and values, one pair a line."""
     return "<p>" + "<br>\n".join(f"<b>{text(name)}</b>: {text(value, 1000)}" for name, value in rows) + "</p>"
+
+
+def details(summary: str, inner: str) -> str:
+    """HTML folded away under one line of text; open where the viewer cannot fold."""
+    return f'<details style="margin:4px 0"><summary>{text(summary, 400)}</summary>\n{inner}\n</details>'
+
+
+def preformatted(lines: str) -> str:
+    """Text whose columns stand below one another, such as a packet's path."""
+    return f'<pre style="line-height:1.25">{html.escape(lines, quote=True)}</pre>'
 
 
 def warning(lines: Sequence[str]) -> str:

@@ -120,23 +120,3 @@ def loss_lines(recording: Recording) -> list[str]:
         "probe_misses": "probe hits were skipped by the kernel",
     }
     return [f"{count} {told[name]}" for name, count in losses(recording.events).items()]
-
-
-def summary_text(recording: Recording) -> str:
-    """What a recording is, in a few lines."""
-    start, packets = recording.start, recording.packets
-    lines = [
-        f"<{type(recording).__name__}: {len(packets)} packets, {len(recording)} hops>",
-        f"filter   {start.filter or 'every packet'}",
-        f"kernel   {start.release} on {start.host or 'an unnamed host'}, {start.ladder}",
-    ]
-    counts = packets["verdict"].value_counts(sort=False)
-    if len(packets):
-        lines.append("packets  " + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
-    lines += [f"LOST     {line}" for line in loss_lines(recording)]
-    for number, packet in packets.head(5).iterrows():
-        flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
-        lines.append(f"  {number:>6}  {flow}  {outcome(packet)}")
-    if len(packets) > 5:
-        lines.append(f"          ... and {len(packets) - 5} more")
-    return "\n".join(lines)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FILTER = "udp port 53"
 NAME = "www.example.test"
 
-_COLUMNS = ["flow", "namespaces", "verdict", "reason", "where", "hops", "total"]
 _NOTEBOOK_LIMIT = 300  # seconds for one cell
 
 
@@ -78,11 +77,8 @@ def _ask(lab: Lab, letter: str, server: str, what: str) -> None:
 
 
 def _show(capture: Capture) -> None:
-    import pandas as pd
-
     packets = capture.packets
-    with pd.option_context("display.width", 250, "display.max_colwidth", 60):
-        print(f"\ncap.packets (some of its columns)\n\n{packets[_COLUMNS].to_string()}\n")
+    print(f"\ncap\n\n{capture!r}\n")
     dropped = packets.index[packets["verdict"].eq("dropped")]
     for number in dropped[:1]:
         print(f"cap.text({number}), the path of a dropped packet\n\n{capture.text(int(number))}\n", flush=True)

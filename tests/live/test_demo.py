@@ -20,9 +20,10 @@ def test_three_queries_with_three_ends(lab_prefix: str) -> None:
     done = subprocess.run(demo(lab_prefix), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
     assert done.returncode == 0, done.stderr
-    table = done.stdout.partition("cap.packets")[2].partition("cap.text")[0]
-    rows = [line for line in table.splitlines() if "udp 10.0." in line]
+    table = done.stdout.partition("cap\n")[2].partition("cap.text")[0]
+    rows = table.partition("verdict\n")[2].partition("\n\n")[0].replace("\n        ", " ").splitlines()
     answered, answer, dropped, refused = rows
+    assert max(map(len, table.splitlines())) <= 80
     assert "udp 10.0.1.1:" in answered
     assert "> 10.0.2.2:53" in answered
     assert "udp 10.0.2.2:53 > 10.0.1.1:" in answer

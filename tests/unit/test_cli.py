@@ -104,4 +104,4 @@ def test_a_long_table_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     cli._summarise(capture(cli._TABLE_ROWS + 7).recording())
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "... and 7 more packets"
-    assert len(lines) < cli._TABLE_ROWS + 10
+    assert sum("udp 10.0." in line for line in lines) == cli._TABLE_ROWS

@@ -12,7 +12,10 @@ from streams import CLIENT, DEVICES, KINDS, Capture, capture, start_record
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.html.summary import summary_html
+from bpfpath_nb.html.table import frame
+from bpfpath_nb.io.summary import packet_lines
 from bpfpath_nb.recording import Recording
+from bpfpath_nb.samples import sample
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
 from bpfpath_nb.start import StartRecord
 
@@ -121,6 +124,9 @@ def test_the_page_is_static_and_well_formed(recording):
         "tr",
         "th",
         "td",
+        "details",
+        "summary",
+        "pre",
     }
     assert {name for _, attributes in parsed.tags for name in attributes} <= {"style", "border"}
     assert not re.search(r"https?:|url\(", page)
@@ -162,3 +168,62 @@ def test_the_longest_values_stay_within_the_limit():
         devices=[(0, CLIENT, 0, "n" * 100_000), (0, CLIENT, 2, "&" * 9999)],
     )
     assert len(Recording(events)._repr_html_()) < 200_000
+
+
+@pytest.mark.parametrize("recording", [EMPTY.recording(), capture(300, lost=0.02).recording(), sample("dns")])
+def test_a_terminal_of_80_columns_shows_a_recording_whole(recording):
+    assert max(map(len, repr(recording).splitlines())) <= 80
+
+
+def test_text_and_page_tell_the_same():
+    recording = sample("dns")
+    text, page = repr(recording), Page(recording._repr_html_()).text
+    for told in (
+        "24 delivered, 3 dropped",
+        "NETFILTER_DROP",
+        "nft_do_chain",
+        "NO_SOCKET",
+        "__udp4_lib_rcv",
+        "udp 10.0.1.1:50195 > 10.0.2.2:53",
+        "20127.612",
+        *recording.paths.index[:5],
+    ):
+        assert told in text
+        assert told in page
+
+
+def test_an_outcome_without_room_has_a_line_of_its_own():
+    recording = sample("dns")
+    lines = packet_lines(recording.packets.loc[[1, 25]], 9)
+    assert [line.split()[0] for line in lines] == ["packet", "1", "25", "dropped:"]
+    assert lines[-1].strip() == "dropped: NETFILTER_DROP in nft_do_chain"
+
+
+def test_a_loss_is_told_in_text_and_page():
+    recording = capture(300, lost=0.02).recording()
+    told = f"{recording.quality['events_lost']} events were lost"
+    assert f"LOST     {told}" in repr(recording)
+    assert told in Page(recording._repr_html_()).text
+    assert "(may lack hops)" in repr(recording)
+
+
+def test_each_path_unfolds_to_a_packet_that_took_it():
+    recording = sample("dns")
+    page = recording._repr_html_()
+    for path in recording.paths.index:
+        part = page.partition(f"<summary>path {path}:")[2].partition("</details>")[0]
+        number = int(re.search(r"packet (\d+) ", part)[1])
+        assert recording.packets.at[number, "path"] == path
+
+
+def test_a_frame_of_any_kind_is_a_table_of_what_it_says():
+    recording = sample("dns")
+    made = Page(frame(recording.functions, 2))
+    first = recording.functions.iloc[0]
+    assert "gap_p50/us" in made.words
+    assert f"{first['gap_p50'].value / 1000:.3f}" in made.words
+    assert "duration_p50/us" not in made.words  # no value in it
+    assert f"… and {len(recording.functions) - 2} more rows" in made.text
+    drops = Page(frame(recording.drops))
+    assert f"{recording.drops['time'].iloc[0]:%H:%M:%S}" in drops.text
+    assert Page(frame(EMPTY.recording().drops)).open == []
