@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bpfpath_nb.html.table import details, facts, frame, preformatted, table, text, warning
+from bpfpath_nb.html.frame import frame_html
+from bpfpath_nb.html.table import details, facts, preformatted, table, text, warning
 from bpfpath_nb.io.summary import FIGURES_LIMIT, counted, drop_counts, microseconds
 from bpfpath_nb.io.text import loss_lines, outcome
 
@@ -95,7 +96,9 @@ def _folded(recording: Recording) -> list[str]:
     if len(paths) > _MOST_PATHS:
         found.append(f"<p>… and {len(paths) - _MOST_PATHS} more in <code>.paths</code></p>")
     if len(drops):
-        found.append(details(f"drops: {len(drops)}", frame(drop_counts(drops))))
-    found.append(details("functions in which most time was spent", frame(recording.functions.drop(columns="gap_p90"))))
+        found.append(details(f"drops: {len(drops)}", frame_html(drop_counts(drops))))
+    found.append(
+        details("functions in which most time was spent", frame_html(recording.functions.drop(columns="gap_p90")))
+    )
     found.append(details("how far this can be trusted", table(("what", "how much"), recording.quality.items())))
     return found

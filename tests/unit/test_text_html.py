@@ -11,8 +11,8 @@ from streams import CLIENT, DEVICES, KINDS, Capture, capture, start_record
 
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.errors import OptionError
+from bpfpath_nb.html.frame import frame_html
 from bpfpath_nb.html.summary import summary_html
-from bpfpath_nb.html.table import frame
 from bpfpath_nb.io.summary import packet_lines
 from bpfpath_nb.recording import Recording
 from bpfpath_nb.samples import sample
@@ -218,12 +218,12 @@ def test_each_path_unfolds_to_a_packet_that_took_it():
 
 def test_a_frame_of_any_kind_is_a_table_of_what_it_says():
     recording = sample("dns")
-    made = Page(frame(recording.functions, 2))
+    made = Page(frame_html(recording.functions, 2))
     first = recording.functions.iloc[0]
     assert "gap_p50/us" in made.words
     assert f"{first['gap_p50'].value / 1000:.3f}" in made.words
     assert "duration_p50/us" not in made.words  # no value in it
     assert f"… and {len(recording.functions) - 2} more rows" in made.text
-    drops = Page(frame(recording.drops))
+    drops = Page(frame_html(recording.drops))
     assert f"{recording.drops['time'].iloc[0]:%H:%M:%S}" in drops.text
-    assert Page(frame(EMPTY.recording().drops)).open == []
+    assert Page(frame_html(EMPTY.recording().drops)).open == []
