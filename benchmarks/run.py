@@ -52,7 +52,7 @@ class Bench:
     def __init__(self, expression: str) -> None:
         request = Request(filter=expression, events_ring=1 << 25)
         self.program = Program(unit(request, Kernel.running())[0])
-        self.tc = self.program.load("tc_ingress", SCHED_CLS)
+        self.tc = self.program.load("tc", SCHED_CLS, cookie=0)
         self.counters = Counters(self.program)
         self.ring = Ring(self.program.map("events").map_fd, request.events_ring, EVENT_DTYPE)
 

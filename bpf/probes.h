@@ -6,27 +6,31 @@
  * interrupted by itself, and this way an interrupt's packets are not missed because some other tracepoint was
  * at work.)
  *
- * Kernels before 6.10 give tracepoints no cookie; there the tracer writes one line TRACEPOINT(name, cookie)
- * for each.
+ * Kernel functions have one load for all, and a cookie that the kernel carries. The others have theirs in the
+ * program: the tracer writes it there for each load (toolchain.py), since kernels before 6.10 carry none for
+ * tracepoints.
  */
 
 #define WHERE(func_, kind_, location_, reason_)                                                              \
 	((struct where){.func = (func_), .kind = (kind_), .reason = (reason_), .location = (location_)})
 
+/* An instruction with a number that stands nowhere else, for the tracer to find and replace. */
+static __always_inline u64 cookie_of_load(void)
+{
+	u64 cookie;
+
+	asm volatile("%0 = %1 ll" : "=r"(cookie) : "i"(LOAD_COOKIE));
+	return cookie;
+}
+
 /* A TC program lets the packet pass on to whoever is next (TCX_NEXT, TC_ACT_UNSPEC). The context of a TC
  * program is the packet's sk_buff itself. */
 #define TC_PASS -1
 
-#ifdef FUNC_tc_ingress
-int tc_ingress(struct __sk_buff *ctx)
+#ifdef HAVE_TC
+int tc(struct __sk_buff *ctx)
 {
-	hop(ctx, (u64)ctx, WHERE(FUNC_tc_ingress, KIND_ENTRY | KIND_DEVICE, 0, 0));
-	return TC_PASS;
-}
-
-int tc_egress(struct __sk_buff *ctx)
-{
-	hop(ctx, (u64)ctx, WHERE(FUNC_tc_egress, KIND_ENTRY | KIND_DEVICE, 0, 0));
+	hop(ctx, (u64)ctx, WHERE(cookie_of_load(), KIND_ENTRY | KIND_DEVICE, 0, 0));
 	return TC_PASS;
 }
 #endif
@@ -107,27 +111,15 @@ static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 	return hop(0, skb, where);
 }
 
-#ifdef bpf_raw_tp_link__cookie
-static u64 (*attach_cookie)(void *ctx) = (void *)174; /* BPF_FUNC_get_attach_cookie */
-
 int tracepoint(struct bpf_raw_tracepoint_args *ctx)
 {
-	return tracepoint_hop(ctx, attach_cookie(ctx));
+	return tracepoint_hop(ctx, cookie_of_load());
 }
-#endif
-
-#define TRACEPOINT(name, cookie)                                                                             \
-	int tracepoint_##name(struct bpf_raw_tracepoint_args *ctx)                                           \
-	{                                                                                                    \
-		return tracepoint_hop(ctx, cookie);                                                          \
-	}
 
 /* Kernel functions. One program for all: the cookie says which it is, and which register holds the packet. */
 #ifdef HAVE_KPROBES
 #ifdef bpf_trace_run_ctx__bpf_cookie
-#ifndef bpf_raw_tp_link__cookie
 static u64 (*attach_cookie)(void *ctx) = (void *)174; /* BPF_FUNC_get_attach_cookie */
-#endif
 #else
 BPF_HASH(kprobe_cookies, u64, u64, 16384); /* by the address of the breakpoint */
 #endif

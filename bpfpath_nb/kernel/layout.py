@@ -63,7 +63,6 @@ NEEDS: tuple[Need, ...] = (
     *_plain("nf_hook_state", "hook", "pf", "in", "out", "net", required=False),  # CONFIG_NETFILTER
     *_plain("task_struct", "tgid", "comm", "group_leader"),
     *_plain("bpf_nf_ctx", "state", "skb", required=False),  # since 6.4
-    *_plain("bpf_raw_tp_link", "cookie", required=False),  # since 6.10
     *_plain("bpf_trace_run_ctx", "bpf_cookie", required=False),  # since 5.15
     *_plain("pt_regs", "di", "si", "dx", "cx", "r8", "ip", required=False),  # x86
     *_plain("pt_regs", "regs", "pc", required=False),  # arm64

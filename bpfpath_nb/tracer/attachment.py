@@ -25,7 +25,7 @@ from bpfpath_nb.tracer.ring import Ring
 from bpfpath_nb.tracer.syscall import NETFILTER as NETFILTER_ATTACH
 from bpfpath_nb.tracer.syscall import raw_tracepoint_open
 from bpfpath_nb.tracer.toolchain import KPROBE, NETFILTER, RAW_TRACEPOINT, SCHED_CLS, Program
-from bpfpath_nb.tracer.unit import COOKIES, unit
+from bpfpath_nb.tracer.unit import unit
 
 TOWARDS_SOCKETS = ("nf_input", "__udp_enqueue_schedule_skb", "sock_queue_rcv_skb_reason", "sock_queue_rcv_skb")
 """Where a datagram is seen last before it waits for its reader."""
@@ -122,7 +122,6 @@ class Attachment:
         self.counted: list[int] = []
         self._looked_for: set[int] = {0}
         self._told: set[int] = set()
-        self._has_cookies = COOKIES in self._kernel.macros
         text, self._plan = unit(request, self._kernel, with_kprobes=with_kprobes)
         self.refused = self._plan.refused
         self._places = Places(request.namespaces)
@@ -201,15 +200,13 @@ class Attachment:
                     for _ in range(2):
                         self._attach_tracepoint(f"freed_{probe.target}", probe)
                 else:
-                    name = "tracepoint" if self._has_cookies else f"tracepoint_{probe.name}"
-                    self.counted.append(self._attach_tracepoint(name, probe))
+                    self.counted.append(self._attach_tracepoint("tracepoint", probe, cookie=probe.cookie))
             except OSError as error:
                 self._refuse(probe.target, error)
 
-    def _attach_tracepoint(self, function: str, probe: probes.Probe) -> int:
-        program = self._program.load(function, RAW_TRACEPOINT)
-        cookie = probe.cookie if self._has_cookies else 0
-        self._undo.callback(os.close, raw_tracepoint_open(probe.target, program, cookie))
+    def _attach_tracepoint(self, function: str, probe: probes.Probe, cookie: int | None = None) -> int:
+        program = self._program.load(function, RAW_TRACEPOINT, cookie=cookie)
+        self._undo.callback(os.close, raw_tracepoint_open(probe.target, program))
         return program
 
     def _attach_netfilter(self) -> None:
@@ -227,7 +224,8 @@ class Attachment:
     def _attach_tc(self) -> None:
         self._tc: tc.Attacher | None = None
         if self._plan.of_kind("tc_ingress"):
-            programs = {name: self._program.load(name, SCHED_CLS) for name in tc.DIRECTIONS}
+            funcs = {probe.probe: func for func, probe in enumerate(self._plan.probes)}
+            programs = {name: self._program.load("tc", SCHED_CLS, cookie=funcs[name]) for name in tc.DIRECTIONS}
             self._tc = tc.choose(programs, self._places)
             self._undo.callback(self._tc.close)
         for namespace in list(self._places.known.values()):

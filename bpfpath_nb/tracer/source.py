@@ -1,4 +1,4 @@
-"""The C of one capture: the files of `bpf/`, the filter, and one line for each probe.
+"""The C of one capture: the files of `bpf/`, and the filter among them.
 
 bcc rewrites maps and contexts only in the text it is given, not in what that text includes, so the files are
 put one behind another; a `#line` before each keeps the compiler's messages true. What differs between kernels
@@ -7,7 +7,7 @@ and captures comes in as macros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from bpfpath_nb.errors import RequirementError
@@ -34,13 +34,11 @@ def folder() -> Path:
     )
 
 
-def assemble(filter_source: str, macros: Mapping[str, int | str], probes: Sequence[str]) -> str:
+def assemble(filter_source: str, macros: Mapping[str, int | str]) -> str:
     """The compilation unit as one text."""
     place = folder()
     parts = [f"#define {name} {value}\n" for name, value in macros.items()]
     for name in FILES:
         text = filter_source if name == "filter" else (place / name).read_text()
         parts.append(f'#line 1 "{name}"\n{text}\n')
-    parts.append('#line 1 "probes"\n')
-    parts += [f"{line}\n" for line in probes]
     return "".join(parts)

@@ -61,10 +61,10 @@ def bpf_in_place(command: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
     return result
 
 
-def raw_tracepoint_open(name: str, program: int, cookie: int = 0) -> int:
-    """Attach a raw tracepoint program; the descriptor of the link. Cookies are known since 6.10."""
+def raw_tracepoint_open(name: str, program: int) -> int:
+    """Attach a raw tracepoint program; the descriptor of the link."""
     text = ctypes.create_string_buffer(name.encode())
-    return bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QI4xQ", ctypes.addressof(text), program, cookie))[0]
+    return bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QI12x", ctypes.addressof(text), program))[0]
 
 
 def link_create_tcx(program: int, ifindex: int, attach_type: int) -> int:

@@ -4,12 +4,18 @@ bcc's usual trouble is that it wants the headers of the running kernel. It needs
 includes, and ours includes nothing: structures are read at offsets from BTF. What remains is what bcc itself
 asks for in its "kernel source" folder, and `bpf/headers` has that. The user-space headers of the distribution
 (linux-libc-dev) serve for the rest.
+
+Compiling is what takes the time, so a function is compiled once however often it is loaded. What differs from load to
+load is one number: the program has an instruction that puts `LOAD_COOKIE` into a register, and before a load the
+number that is meant is written over it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import struct
 import sys
 import sysconfig
 import tempfile
@@ -23,6 +29,10 @@ from bpfpath_nb.tracer.find_bcc import import_bcc
 UAPI = Path("/usr/include")
 
 KPROBE, SCHED_CLS, RAW_TRACEPOINT, NETFILTER = 2, 3, 17, 32
+
+LOAD_COOKIE = 0x5B1D_74C6_0E93_A82F
+"""Stands in the code, as a macro, where a load's own cookie belongs; random, so that it stands nowhere else."""
+_HALF = 0xFFFFFFFF
 
 
 def flags() -> list[str]:
@@ -101,6 +111,9 @@ class Program:
         os.environ["BCC_KERNEL_SOURCE"] = str(source.folder() / "headers")
         raise_memlock()
         self.descriptors: list[int] = []
+        self._library: Any = bcc.lib
+        self._cookies: dict[str, int] = {}
+        """Address of the cookie in the code, by function."""
         said = _Said()
         try:
             with said:
@@ -111,8 +124,19 @@ class Program:
                 f"{said.gist() or error}. `bpfpath doctor` shows what the machine lacks."
             ) from error
 
-    def load(self, name: str, kind: int, attach_type: int | None = None) -> int:
+    def load(self, name: str, kind: int, attach_type: int | None = None, *, cookie: int | None = None) -> int:
         """Load a program, each time anew; its descriptor.
+
+        Parameters
+        ----------
+        name
+            The function's name in the C.
+        kind
+            Type of the program.
+        attach_type
+            What it will be attached to, where the kernel wants to know that at loading.
+        cookie
+            Of a function that asks for the cookie of its load: below 2**64.
 
         Raises
         ------
@@ -120,6 +144,8 @@ class Program:
             The kernel refuses it.
         """
         more = {} if attach_type is None else {"attach_type": attach_type}
+        if cookie is not None:
+            self._write_cookie(name, cookie)
         said = _Said()
         try:
             with said:
@@ -129,6 +155,19 @@ class Program:
         self._bpf.funcs.clear()  # else bcc would give out the same load again
         self.descriptors.append(descriptor)
         return descriptor
+
+    def _write_cookie(self, name: str, cookie: int) -> None:
+        """Write a load's cookie over the one in the code that bcc keeps and loads from."""
+        if name not in self._cookies:
+            start = self._library.bpf_function_start(self._bpf.module, name.encode())
+            code = self._bpf.dump_func(name.encode())
+            # Lower half, the empty rest of the second instruction, upper half.
+            at = code.find(struct.pack("<III", LOAD_COOKIE & _HALF, 0, LOAD_COOKIE >> 32))
+            if at < 0:
+                raise TracerError(f"The program {name} has no place for a cookie. This is a bug; please report it.")
+            self._cookies[name] = start + at
+        for offset, half in ((0, cookie & _HALF), (8, cookie >> 32)):
+            ctypes.memmove(self._cookies[name] + offset, struct.pack("<I", half), 4)
 
     def map(self, name: str) -> Any:
         """A map, as bcc's table."""

@@ -12,13 +12,11 @@ from bpfpath_nb.tracer import probes, source
 from bpfpath_nb.tracer.kprobes import registers
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.syscall import has_fetch_add
+from bpfpath_nb.tracer.toolchain import LOAD_COOKIE
 
 PAGE = 4096
 TRACKED_PACKETS = 65536
 OLDEST = (5, 8)
-
-COOKIES = "bpf_raw_tp_link__cookie"
-"""The macro that a kernel has whose tracepoints take a cookie."""
 
 
 def check_release(release: str) -> None:
@@ -60,8 +58,7 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
         macros["ONLY_INTERFACES"] = 1
     if plan.of_kind("kprobe"):
         macros |= {"HAVE_KPROBES": 1, **registers(kernel.macros, platform.machine())}
-    lines = []
-    if COOKIES not in kernel.macros:
-        tracepoints = [probe for probe in plan.of_kind("tracepoint") if probe.target not in probes.FREES]
-        lines = [f"TRACEPOINT({probe.name}, {probe.cookie}ull)" for probe in tracepoints]
-    return source.assemble(Filter(request.filter).c_source(), macros, lines), plan
+    if plan.of_kind("tc_ingress"):
+        macros["HAVE_TC"] = 1
+    macros["LOAD_COOKIE"] = LOAD_COOKIE
+    return source.assemble(Filter(request.filter).c_source(), macros), plan
