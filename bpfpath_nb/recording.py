@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import bpfpath_nb.analysis.accessor  # noqa: F401 - frames get their `bpfpath` with the first recording
 from bpfpath_nb.analysis.drops import drops_frame
 from bpfpath_nb.analysis.events import Collector, Events
 from bpfpath_nb.analysis.flows import Flows, flows
 from bpfpath_nb.analysis.functions import functions_frame
-from bpfpath_nb.analysis.hop_columns import HopColumns
+from bpfpath_nb.analysis.hop_columns import EventColumns
 from bpfpath_nb.analysis.hops import hops_frame
 from bpfpath_nb.analysis.latency import latency_frame
 from bpfpath_nb.analysis.losses import quality
@@ -30,6 +31,7 @@ from bpfpath_nb.stream import Batch, Reader, Source
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bpfpath_nb.filter import Filter
     from bpfpath_nb.plot.plots import Plots
     from bpfpath_nb.start import StartRecord
 
@@ -152,6 +154,46 @@ class RecordingViews:
         from bpfpath_nb.plot.plots import Plots
 
         return Plots(self)
+
+    def where(self, expression: str | Filter) -> Recording:
+        """Only the packets that a filter takes, as a recording of its own.
+
+        Parameters
+        ----------
+        expression : str or Filter
+            In the language of pcap-filter(7), for instance `"host 10.0.0.2 and tcp[tcpflags] & tcp-syn != 0"`. It is
+            asked of the headers that were stored (the first 128 bytes), as they were whenever they changed on the
+            packet's way: a packet is taken if it matched at any of its hops. One whose headers are not known is not.
+
+        Raises
+        ------
+        FilterError
+            The expression has a mistake, or asks for what headers do not tell (`inbound`, `ifindex`).
+        """
+        from bpfpath_nb.analysis.selection import where
+
+        recording = self.recording
+        return Recording(where(recording.events, expression))
+
+    def query(self, expression: str) -> Recording:
+        """Only the packets for which an expression over the columns of `packets` is true, as a recording of its own.
+
+        Parameters
+        ----------
+        expression : str
+            As `DataFrame.query` takes it, for instance `"verdict == 'dropped' and netns == 'web'"`; `@name` is a
+            variable of yours. `netns` is where the packet was first seen; of all that it visited,
+            `"namespaces.str.contains('web')"`.
+
+        Raises
+        ------
+        OptionError
+            There is no such column, or the expression has a mistake.
+        """
+        from bpfpath_nb.analysis.selection import query
+
+        recording = self.recording
+        return Recording(query(recording.events, recording.packets, expression, level=1))
 
     def text(self, packet: int | None = None, limit: int = 50) -> str:
         """Packets' paths as plain text, for a terminal or a ticket.
@@ -290,8 +332,8 @@ class Recording(RecordingViews):
         return hops_frame(self.events, self._flows)
 
     @cached_property
-    def _columns(self) -> HopColumns:
-        return HopColumns.of_events(self.events)
+    def _columns(self) -> EventColumns:
+        return EventColumns(self.events)
 
     @cached_property
     def _paths(self) -> Paths:

@@ -7,9 +7,10 @@ bystander's end (see `analysis.packets`) is left out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis import names
@@ -19,6 +20,12 @@ from bpfpath_nb.analysis.headers import tcp_flags
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timestamps
 from bpfpath_nb.analysis.packets import given_up_by, real_drops
 from bpfpath_nb.schema import DROPS
+
+# include/net/tcp_states.h
+_TCP_STATES: Final = {
+    1: "ESTABLISHED", 2: "SYN_SENT", 3: "SYN_RECV", 4: "FIN_WAIT1", 5: "FIN_WAIT2", 6: "TIME_WAIT", 7: "CLOSE",
+    8: "CLOSE_WAIT", 9: "LAST_ACK", 10: "LISTEN", 11: "CLOSING", 12: "NEW_SYN_RECV", 13: "BOUND_INACTIVE",
+}  # fmt: skip
 
 
 def drops_frame(events: Events, flows: Flows) -> pd.DataFrame:
@@ -42,15 +49,36 @@ def drops_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "reason": names.reasons(events).take(rows).categorical(),
         "func": given_up_by(events, rows).categorical(),
         "offset": nullable(offsets, ~known),
-        "stack": _missing(len(rows)),
+        "stack": _stacks(events, rows).categorical(),
         "flow": hop_flows(events, flows).take(rows).categorical(),
         "netns": names.netns(events).take(rows).categorical(),
         "dev": names.devices(events).take(rows).categorical(),
-        "tcp_state": _missing(len(rows)),
+        "tcp_state": _tcp_states(events, rows).categorical(),
         "tcp_flags": tcp_flags(events.facts, events.fact_of[rows]).categorical(),
         "advice": _missing(len(rows)),
     }
     return pd.DataFrame({column.name: columns[column.name] for column in DROPS}, index=pd.RangeIndex(len(rows)))
+
+
+def _stacks(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
+    """Of each drop the functions that led to it, the innermost first; each distinct stack is written once."""
+    of = events.stack_of[rows]
+    frames = events.stacks["frames"][of[of >= 0]]
+    distinct, which = np.unique(frames, axis=0, return_inverse=True)
+    code = np.full(len(rows), -1, np.intp)
+    code[of >= 0] = which.reshape(-1)
+    texts = [
+        " < ".join(events.locations.get(address, (f"{address:#x}", 0))[0] for address in stack if address)
+        for stack in distinct.tolist()
+    ]
+    return names.distinct_names(code, [text or None for text in texts])
+
+
+def _tcp_states(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
+    of = events.stack_of[rows]
+    state = np.zeros(len(rows), np.uint16)
+    state[of >= 0] = events.stacks["tcp_state"][of[of >= 0]]
+    return names.look_up(state, lambda number: _TCP_STATES.get(number, f"state {number}") if number else None)
 
 
 def _missing(count: int) -> pd.Categorical[Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,15 @@ from bpfpath_nb.stream import Batch
 Columns = dict[str, npt.NDArray[Any]]
 Names = tuple[tuple[int, str], ...]
 """What one thing was called, in order: from when on (by the kernel's monotonic clock, in ns), and how."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """When events were lost: spans by the kernel's monotonic clock, in ns, and how many events in all."""
+
+    begin: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    events: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class Events:
         Last value of each counter of schema.COUNTERS that was told.
     end : dict or None
         Why and when the capture ended; None while it runs, or if the tracer died.
+    lost : Lost or None
+        When events were lost; None where the hops tell it, because they are all that the capture has.
     """
 
     start: StartRecord
@@ -66,6 +77,7 @@ class Events:
     reads: frozenset[int] = frozenset()
     counters: Mapping[str, int] = field(default_factory=dict)
     end: Mapping[str, Any] | None = None
+    lost: Lost | None = None
 
     @classmethod
     def build(
@@ -81,6 +93,7 @@ class Events:
         reads: Iterable[int] = (),
         counters: Mapping[str, int] | None = None,
         end: Mapping[str, Any] | None = None,
+        lost: Lost | None = None,
     ) -> Events:
         """Put checked columns in order; of rows that say the same thing twice, the last counts.
 
@@ -106,7 +119,30 @@ class Events:
             frozenset(int(packet) for packet in reads),
             dict(counters or {}),
             end,
+            lost,
         )
+
+    def select(self, packets: npt.NDArray[np.bool_], lost: Lost) -> Events:
+        """The same with only some of the packets.
+
+        Parameters
+        ----------
+        packets : array of bool
+            Of each packet whether it stays.
+        lost : Lost
+            When events were lost, which the hops of some packets do not tell.
+        """
+        rows = np.flatnonzero(packets[self.packet_of]) if len(self) else np.empty(0, np.intp)
+        hops = {name: values[rows] for name, values in self.hops.items()}
+        for values in hops.values():
+            values.flags.writeable = False
+        kept = self.packets[packets]
+        facts = self.facts[np.isin(self.facts["packet"], kept)]
+        facts.flags.writeable = False
+        reads = self.reads & frozenset(kept.tolist())
+        stacks = self.stacks[np.isin(self.stacks["packet"], kept)]
+        stacks.flags.writeable = False
+        return replace(self, hops=hops, facts=facts, stacks=stacks, reads=reads, lost=lost)
 
     def __len__(self) -> int:
         return len(self.hops["time"])

@@ -1,25 +1,29 @@
 """The columns of hops that paths, functions and transitions are computed from.
 
-They come from a recording's events, or from a frame that a user has filtered or put together out of several. The
-computations are the same; only how the columns are found differs, and that is here.
+They come from a recording's events (`EventColumns`), or from a frame that a user has filtered or put together out of
+several (`FrameColumns`). The computations are the same; only how the columns are found differs, and that is here.
+Each is made when it is first asked for, since no computation needs all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
-from bpfpath_nb.analysis.hops import NAT, gaps
+from bpfpath_nb.analysis.hops import durations, gaps
 from bpfpath_nb.analysis.waits import Takings, waits
+from bpfpath_nb.errors import OptionError
+
+Int64s = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class HopColumns:
     """Hops, packet by packet and each packet's in order.
 
@@ -38,26 +42,13 @@ class HopColumns:
     first: npt.NDArray[np.intp]
     func: names.Named
     layer: names.Named
-    time: npt.NDArray[np.int64]
-    gap: npt.NDArray[np.int64]
-    duration: npt.NDArray[np.int64]
+    time: Int64s
+    gap: Int64s
+    duration: Int64s
     takings: Takings
 
-    @classmethod
-    def of_events(cls, events: Events) -> HopColumns:
-        """The columns of a whole recording."""
-        return cls(
-            events.first,
-            names.functions(events),
-            names.functions(events, "layer"),
-            events.utc,
-            gaps(events),
-            np.full(len(events), NAT),
-            Takings.of_events(events),
-        )
-
     def __len__(self) -> int:
-        return len(self.time)
+        raise NotImplementedError
 
     @cached_property
     def counts(self) -> npt.NDArray[np.intp]:
@@ -75,7 +66,7 @@ class HopColumns:
         return np.repeat(np.arange(len(self.first), dtype=np.int32), self.counts)
 
     @cached_property
-    def position(self) -> npt.NDArray[np.intp]:
+    def position(self) -> npt.NDArray[np.integer[Any]]:
         """Each row's number in its packet."""
         return np.arange(len(self)) - np.repeat(self.first, self.counts)
 
@@ -84,7 +75,7 @@ class HopColumns:
         """Of the gap after each hop the queue that the packet waited in (`schema.QUEUES`), -1 for work."""
         return waits(self.takings)
 
-    def packets_with(self, codes: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
+    def packets_with(self, codes: npt.NDArray[Any], count: int) -> Int64s:
         """How many packets have each code in some row; -1 counts for none."""
         found = np.zeros(count, np.int64)
         if not count:
@@ -98,3 +89,144 @@ class HopColumns:
             has[self.packet_of[rows] - begin, codes[rows]] = True
             found += has[:, :count].sum(axis=0)
         return found
+
+
+class EventColumns(HopColumns):
+    """The columns of a whole recording."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.first = events.first
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @cached_property
+    def func(self) -> names.Named:  # type: ignore[override]
+        return names.functions(self.events)
+
+    @cached_property
+    def layer(self) -> names.Named:  # type: ignore[override]
+        return names.functions(self.events, "layer")
+
+    @property
+    def time(self) -> Int64s:  # type: ignore[override]
+        return self.events.utc
+
+    @property
+    def gap(self) -> Int64s:  # type: ignore[override]
+        return gaps(self.events)
+
+    @property
+    def duration(self) -> Int64s:  # type: ignore[override]
+        return durations(self.events)
+
+    @property
+    def packet_of(self) -> npt.NDArray[np.int32]:
+        return self.events.packet_of
+
+    @property
+    def position(self) -> npt.NDArray[np.integer[Any]]:
+        return self.events.hop
+
+    @property
+    def takings(self) -> Takings:  # type: ignore[override]
+        return Takings.of_events(self.events)
+
+
+class FrameColumns(HopColumns):
+    """The columns of a frame of hops.
+
+    A packet is what has one number in the index level `packet`, and in every other level but `hop`; so the frames of
+    several recordings can be put together by `pandas.concat` with `keys`.
+
+    Raises
+    ------
+    OptionError
+        The frame has no levels (or columns) `packet` and `hop`, lacks one of `needs`, or two of its rows are the same
+        hop.
+    """
+
+    def __init__(self, df: pd.DataFrame, needs: Iterable[str]) -> None:
+        if set(df.columns) >= {"packet", "hop"} and "packet" not in df.index.names:
+            df = df.set_index(["packet", "hop"])
+        missing = [name for name in ("packet", "hop") if name not in df.index.names]
+        missing += [name for name in needs if name not in df.columns]
+        if missing:
+            raise OptionError(
+                f"This frame lacks {', '.join(repr(name) for name in missing)}, which this needs. Take the rows of "
+                "`Recording.df` with these columns and with its index."
+            )
+        packet, hop = _packet_and_hop(df.index)
+        if not ((packet[1:] > packet[:-1]) | ((packet[1:] == packet[:-1]) & (hop[1:] > hop[:-1]))).all():
+            order = np.lexsort((hop, packet))
+            df, packet, hop = df.iloc[order], packet[order], hop[order]
+            if ((packet[1:] == packet[:-1]) & (hop[1:] == hop[:-1])).any():
+                raise OptionError(
+                    "Two rows of this frame are the same hop of the same packet. Frames of several recordings are told "
+                    "apart by `pandas.concat({'before': a.df, 'after': b.df})`."
+                )
+        self.df = df
+        self.first = np.flatnonzero(np.append(True, packet[1:] != packet[:-1])) if len(df) else np.empty(0, np.intp)
+
+    def __len__(self) -> int:
+        return len(self.df)
+
+    @property
+    def packets_index(self) -> pd.Index[Any]:
+        """The frame's index without `hop`, one entry per packet."""
+        of_hops: Any = self.df.index
+        index: pd.Index[Any] = of_hops.droplevel("hop")[self.first]
+        return index
+
+    @cached_property
+    def func(self) -> names.Named:  # type: ignore[override]
+        return self.named("func")
+
+    @cached_property
+    def layer(self) -> names.Named:  # type: ignore[override]
+        return self.named("layer")
+
+    @property
+    def time(self) -> Int64s:  # type: ignore[override]
+        return self._ns("time")
+
+    @property
+    def gap(self) -> Int64s:  # type: ignore[override]
+        return self._ns("gap")
+
+    @property
+    def duration(self) -> Int64s:  # type: ignore[override]
+        return self._ns("duration")
+
+    @property
+    def takings(self) -> Takings:  # type: ignore[override]
+        skb, pid, cpu = (self.df[name] for name in ("skb", "pid", "cpu"))
+        return Takings(
+            self.packet_of, skb.to_numpy(np.uint64), self.func, pid.to_numpy(np.int64, na_value=-1), cpu.to_numpy()
+        )
+
+    def named(self, column: str) -> names.Named:
+        """A column of names; concatenated frames whose categories differ have it as plain text."""
+        values = self.df[column]
+        if not isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype("category")
+        return names.Named(values.cat.codes.to_numpy(), [str(name) for name in values.cat.categories])
+
+    def _ns(self, column: str) -> Int64s:
+        values = self.df[column]
+        if values.dtype.kind == "M":
+            values = values.dt.tz_localize(None)
+        return np.asarray(values.to_numpy().astype(f"{values.dtype.kind}8[ns]").view(np.int64))
+
+
+def _packet_and_hop(index: pd.Index[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Of each row a number for its packet and its hop, both in the order of their values."""
+    packet = np.zeros(len(index), np.int64)
+    for name in map(str, index.names):
+        if name != "hop":
+            codes, level = pd.factorize(index.get_level_values(name), sort=True)
+            packet = packet * max(len(level), 1) + codes
+            if len(level) > 1:
+                packet = pd.factorize(packet, sort=True)[0]
+    return packet, np.asarray(index.get_level_values("hop"))

@@ -34,8 +34,7 @@ def hops_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "time": timestamps(utc),
         "since": timedeltas(utc - np.repeat(utc[events.first], events.counts)),
         "gap": timedeltas(gaps(events)),
-        # Returns are not traced yet.
-        "duration": timedeltas(np.full(len(events), NAT)),
+        "duration": timedeltas(durations(events)),
         "depth": nullable(np.zeros(len(events), np.int16), np.ones(len(events), bool)),
         "func": names.functions(events).categorical(),
         "layer": _fixed(events, "layer", LAYERS),
@@ -76,6 +75,11 @@ def gaps(events: Events) -> npt.NDArray[np.int64]:
     gap[:-1] = np.diff(events.utc)
     gap[events.last] = NAT
     return gap
+
+
+def durations(events: Events) -> npt.NDArray[np.int64]:
+    """Of each hop how long the packet was inside the function; returns are not traced yet, so all are NAT."""
+    return np.full(len(events), NAT)
 
 
 def hop_flows(events: Events, flows: Flows) -> names.Named:

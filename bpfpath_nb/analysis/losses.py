@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.analysis.events import Events, Lost
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import EVENT_FLAGS, VERDICTS
 
@@ -26,20 +26,14 @@ LOSS_COUNTERS: Final = ("events_lost", "events_over", "facts_lost", "packets_unt
 """The counters of schema.COUNTERS that must be 0 for a capture to be whole."""
 
 
-def lost_between(events: Events) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-    """The time spans in which events were lost, and how many were.
-
-    Returns
-    -------
-    begin, end : arrays
-        Times of the events around each jump, by the kernel's monotonic clock, in ns.
-    count : int
-        Events that the jumps stand for.
-    """
+def lost_between(events: Events) -> Lost:
+    """The time spans in which events were lost, those of the events around each jump, and how many the jumps are."""
+    if events.lost is not None:
+        return events.lost
     seq, cpu, time = (events.hops[name] for name in ("seq", "cpu", "time"))
     none = np.empty(0, np.int64)
     if not len(events) or _is_gapless(seq, cpu):
-        return none, none, 0
+        return Lost(none, none, 0)
     order = np.argsort((cpu.astype(np.uint64) << np.uint64(32)) | seq)
     cpu, seq, time = cpu[order], seq[order].astype(np.int64), time[order].astype(np.int64)
     # Before a CPU's first event there may be a jump as well, from nothing.
@@ -47,7 +41,7 @@ def lost_between(events: Events) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     before = np.where(starts_cpu, -1, np.concatenate(([-1], seq[:-1])))
     jumps = np.flatnonzero(seq > before + 1)
     begin = np.where(starts_cpu[jumps], 0, time[jumps - 1])
-    return begin, time[jumps], int((seq - before - 1)[jumps].sum())
+    return Lost(begin, time[jumps], int((seq - before - 1)[jumps].sum()))
 
 
 def _is_gapless(seq: npt.NDArray[Any], cpu: npt.NDArray[Any]) -> bool:
@@ -65,15 +59,17 @@ def complete(events: Events) -> npt.NDArray[np.bool_]:
         return np.empty(0, bool)
     entered = np.asarray(flags[events.first] & EVENT_FLAGS["entry"] != 0)
     ended = has_ended(events)
-    begin, end, count = lost_between(events)
-    if events.counters.get("events_lost", 0) + events.counters.get("events_over", 0) > count:
+    lost = lost_between(events)
+    if events.counters.get("events_lost", 0) + events.counters.get("events_over", 0) > lost.events:
         entered &= ended
-    if not len(begin):
+    if not len(lost.begin):
         return entered
     alive_from = events.hops["time"][events.first].astype(np.int64)
     alive_to = np.where(ended, events.hops["time"][events.last].astype(np.int64), np.iinfo(np.int64).max)
     # Spans that began by the packet's end, less those that were over before it began: those that it met.
-    met = np.searchsorted(np.sort(begin), alive_to, "right") - np.searchsorted(np.sort(end), alive_from, "left")
+    met = np.searchsorted(np.sort(lost.begin), alive_to, "right") - np.searchsorted(
+        np.sort(lost.end), alive_from, "left"
+    )
     return np.asarray(entered & (met == 0))
 
 
@@ -96,7 +92,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     """
     values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     values |= {
-        "gaps": len(lost_between(events)[0]),
+        "gaps": len(lost_between(events).begin),
         "headers_missing": int((events.fact_of[events.first] < 0).sum()),
         "incomplete": int((~packets["complete"]).sum()),
         "unfinished": int((packets["verdict"] == VERDICTS[-1]).sum()),

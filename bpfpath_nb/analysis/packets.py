@@ -90,7 +90,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths) -> pd.DataFrame:
         "dport": ports["dport"],
         "length": nullable(length),
         "netns": netns.take(first).categorical(),
-        "namespaces": itineraries(events, netns).categorical(),
+        "namespaces": itineraries(events.packet_of, len(first), netns).categorical(),
         "verdict": names.categorical(verdict, VERDICTS),
         "reason": names.reasons(events).take(np.where(dropped, deciding, -1)).categorical(),
         "where": given_up_by(events, deciding).categorical(),
@@ -214,26 +214,29 @@ def _freed_in(events: Events, functions: Iterable[str]) -> npt.NDArray[np.bool_]
     return np.isin(location, np.array(addresses, np.uint64)) if addresses else np.zeros(len(location), np.bool_)
 
 
-def itineraries(events: Events, netns: names.Named) -> names.Named:
-    """Of each packet the namespaces it visited, in order of its first visit, as `client > router > server`."""
-    if not len(events):
+def itineraries(packet_of: npt.NDArray[np.int32], count: int, netns: names.Named) -> names.Named:
+    """Of each of `count` packets the namespaces it visited, in order of its first visit, as `client > router`.
+
+    `packet_of` and `netns` are of the hops, which lie packet by packet and in order.
+    """
+    if not count:
         return names.Named(np.empty(0, np.int8), [])
-    packet, code = events.packet_of, netns.codes
+    packet, code = packet_of, netns.codes
     moved = np.concatenate(([True], (packet[1:] != packet[:-1]) | (code[1:] != code[:-1]))) & (code >= 0)
     at = np.flatnonzero(moved)
     visit = packet[at].astype(np.int64) * (len(netns.names) + 1) + code[at]
     at = at[np.sort(np.unique(visit, return_index=True)[1])]
     if not len(at):
-        return names.Named(np.full(len(events.first), -1, np.int8), [])
+        return names.Named(np.full(count, -1, np.int8), [])
     packet, code = packet[at], code[at]
     begins = np.concatenate(([0], np.flatnonzero(packet[1:] != packet[:-1]) + 1))
-    count = np.diff(np.append(begins, len(at)))
-    examples, which = distinct(code, np.arange(len(at)) - np.repeat(begins, count), begins)
+    visits = np.diff(np.append(begins, len(at)))
+    examples, which = distinct(code, np.arange(len(at)) - np.repeat(begins, visits), begins)
     texts = [
-        " > ".join(netns.names[visited] for visited in code[begins[list_] : begins[list_] + count[list_]].tolist())
+        " > ".join(netns.names[visited] for visited in code[begins[list_] : begins[list_] + visits[list_]].tolist())
         for list_ in examples.tolist()
     ]
-    where = np.full(len(events.first), -1, np.intp)
+    where = np.full(count, -1, np.intp)
     where[packet[begins]] = which
     return names.distinct_names(where, texts)
 

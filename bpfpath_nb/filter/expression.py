@@ -163,12 +163,7 @@ class Filter:
         """
         if link not in _LINKS:
             raise ValueError(f"link is 'ethernet' or 'raw', not {link!r}")
-        if self.metadata:
-            raise FilterError(
-                f"The filter {self.expression!r} asks for what only the running kernel knows of a packet "
-                f"({', '.join(self.metadata)}), which its bytes do not tell. Use `inbound`, `outbound` and `ifindex` "
-                "in the filter of a capture; of a recording, ask by the columns of its frames."
-            )
+        self.check_stored()
         program = self._programs.get(link)
         if program is None:
             return False
@@ -179,6 +174,21 @@ class Filter:
             packet, length = packet[:12] + tag + packet[12:], length + 4
         return program.matches(packet, length)
 
+    def check_stored(self) -> None:
+        """See that stored packets can be asked at all.
+
+        Raises
+        ------
+        FilterError
+            The filter asks for what the bytes of a packet do not tell.
+        """
+        if self.metadata:
+            raise FilterError(
+                f"The filter {self.expression!r} asks for what only the running kernel knows of a packet "
+                f"({', '.join(self.metadata)}), which its bytes do not tell. Use `inbound`, `outbound` and `ifindex` "
+                "in the filter of a capture; of a recording, ask by the columns of its frames."
+            )
+
     def c_source(self) -> str:
         """The filter as C for one compilation unit with `packet.h`, which comes before it.
 
@@ -186,10 +196,10 @@ class Filter:
         the right one of them; each takes a ``const struct packet *`` and returns nonzero for a match. It has no text
         of the user's in it.
         """
-        functions = [translate.function(f"filter_{link}", *self._program(link)) for link in _LINKS]
+        functions = [translate.function(f"filter_{link}", *self.program(link)) for link in _LINKS]
         return "\n".join([*functions, translate.chooser(everything=self.matches_everything)])
 
-    def _program(self, link: Link) -> tuple[tuple[Instruction, ...], bool]:
+    def program(self, link: Link) -> tuple[tuple[Instruction, ...], bool]:
         """A link type's program, and whether it is shown frames with their tag in place."""
         program = self._programs.get(link)
         return (program.instructions, self.wants_vlan and link == "ethernet") if program else (_NO_MATCH, False)
@@ -227,13 +237,13 @@ class Filter:
                 )
 
     def _check_size(self) -> None:
-        words = max(len(cbpf.scratch_used(self._program(link)[0])) for link in _LINKS)
+        words = max(len(cbpf.scratch_used(self.program(link)[0])) for link in _LINKS)
         if words > MAX_SCRATCH:
             raise FilterError(
                 f"The filter's arithmetic is nested too deeply: {words} values are waiting at once, and {MAX_SCRATCH} "
                 "are the most that the kernel's stack has room for. Write `a + b + c` in place of `a + (b + c)`."
             )
-        size = sum(translate.cost(*self._program(link)) for link in _LINKS)
+        size = sum(translate.cost(*self.program(link)) for link in _LINKS)
         if size > MAX_COST:
             raise FilterError(
                 f"The filter is too long: it becomes about {size:,} instructions in the kernel, and {MAX_COST:,} are "

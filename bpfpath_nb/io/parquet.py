@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from bpfpath_nb.analysis import names
-from bpfpath_nb.analysis.events import Columns, Events
+from bpfpath_nb.analysis.events import Columns, Events, Lost
 from bpfpath_nb.analysis.flows import flows
 from bpfpath_nb.analysis.hops import hop_flows
 from bpfpath_nb.errors import RecordingError
@@ -192,9 +192,26 @@ def _metadata(events: Events) -> dict[str, Any]:
         ],
         "locations": [(address, symbol, offset) for address, (symbol, offset) in events.locations.items()],
         "reads": sorted(events.reads),
+        "lost": _lost(events.lost),
         "rows": len(events),
         "checksums": _checksums(events),
     }
+
+
+def _lost(lost: Lost | None) -> dict[str, Any] | None:
+    """What a recording of some of a capture's packets knows of losses; the hops of all tell it themselves."""
+    if lost is None:
+        return None
+    return {"begin": lost.begin.tolist(), "end": lost.end.tolist(), "events": lost.events}
+
+
+def _read_lost(lost: dict[str, Any] | None) -> Lost | None:
+    if lost is None:
+        return None
+    begin, end = (np.array(lost[name], np.int64) for name in ("begin", "end"))
+    if begin.ndim != 1 or begin.shape != end.shape or (begin > end).any() or (begin < 0).any():
+        raise ValueError("losses at times that no clock shows")
+    return Lost(begin, end, int(lost["events"]))
 
 
 def _checksums(events: Events) -> dict[str, int]:
@@ -309,6 +326,7 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
         reads=np.array(metadata["reads"], np.uint32).tolist(),
         counters=checked_counters(metadata["counters"]),
         end=checked_end(metadata["end"]),
+        lost=_read_lost(metadata.get("lost")),
     )
     checksums = _checksums(events)
     if not has_stacks:

@@ -805,7 +805,7 @@ LONGEST = {
 @pytest.mark.parametrize("name", LONGEST)
 def test_the_longest_filters_load(name: str) -> None:
     wanted = Filter(LONGEST[name])
-    size = sum(translate.cost(*wanted._program(link)) for link in ("ethernet", "raw"))
+    size = sum(translate.cost(*wanted.program(link)) for link in ("ethernet", "raw"))
     parts = [wanted.c_source()]
     for kind, context in (("tc", "context"), ("probe", "0")):
         parts.append(f"""

@@ -123,7 +123,11 @@ def test_drops_are_told_one_by_one():
     assert drops["time"].is_monotonic_increasing
     filtered = drops[drops["reason"] == "NETFILTER_DROP"].iloc[0]
     assert filtered[["func", "offset", "netns", "dev"]].tolist() == ["nf_hook_slow", 0x23, "router", "left"]
-    assert drops[["stack", "tcp_state", "tcp_flags", "advice"]].isna().all(axis=None)
+    assert filtered["stack"] == "nf_hook_slow < ip_rcv"
+    numbers = {1: "ESTABLISHED", 2: "SYN_SENT", 6: "TIME_WAIT", 7: "CLOSE", 10: "LISTEN"}
+    for number, state in numbers.items():
+        assert set(drops.loc[1 + drops["packet"] % 11 == number, "tcp_state"]) <= {state}
+    assert drops[["tcp_flags", "advice"]].isna().all(axis=None)
     # A tapped packet was read, and then a copy of it found no socket: that is a drop of a delivered packet.
     assert set(packets.loc[drops["packet"], "verdict"]) == {"dropped", "delivered"}
 

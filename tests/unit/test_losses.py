@@ -44,9 +44,9 @@ def test_the_gaps_are_where_the_events_are_missing():
     events = made.events
     cpu1 = np.flatnonzero(events["cpu"] == 1)
     lost = np.concatenate([cpu1[:2], cpu1[10:13]])  # the first ones of a CPU, and three in a row
-    begin, end, count = lost_between(without(made, lost).recording().events)
-    assert count == 5
-    assert sorted(zip(begin.tolist(), end.tolist(), strict=True)) == [
+    spans = lost_between(without(made, lost).recording().events)
+    assert spans.events == 5
+    assert sorted(zip(spans.begin.tolist(), spans.end.tolist(), strict=True)) == [
         (0, int(events["time"][cpu1[2]])),
         (int(events["time"][cpu1[9]]), int(events["time"][cpu1[13]])),
     ]

@@ -1,0 +1,52 @@
+"""A recording of only some of its packets.
+
+A packet is taken whole or not at all, with everything that holds for it. When events were lost is kept from the whole
+recording, since in what is left every jump of a CPU's count may be a hop of a packet that was not taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.analysis.losses import lost_between
+from bpfpath_nb.errors import OptionError
+from bpfpath_nb.filter import Filter
+from bpfpath_nb.filter.stored import matches
+
+
+def where(events: Events, expression: str | Filter) -> Events:
+    """The packets of which some headers snapshot matches a filter."""
+    packet_filter = expression if isinstance(expression, Filter) else Filter(expression)
+    if packet_filter.matches_everything:
+        return events
+    matched = events.facts["packet"][matches(packet_filter, events.facts)]
+    return select(events, np.isin(events.packets, matched))
+
+
+def query(events: Events, packets: pd.DataFrame, expression: str, level: int) -> Events:
+    """The packets for which an expression over the frame of packets holds; `level` calls above is who asks."""
+    try:
+        chosen: Any = packets.eval(expression, level=level + 1)
+        if getattr(chosen, "shape", None) != (len(packets),) or chosen.dtype.kind != "b":
+            raise TypeError("it is not true or false for each packet")
+    except (pd.errors.UndefinedVariableError, KeyError) as error:
+        raise OptionError(
+            f"The query {expression!r} asks for what is no column of `packets`: {error}. There are: packet, "
+            f"{', '.join(packets.columns)}."
+        ) from None
+    except (SyntaxError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise OptionError(
+            f"The query {expression!r} cannot be answered: {error}. It is an expression as `packets.query` takes it, "
+            "for instance \"verdict == 'dropped' and netns == 'web'\"; strings stand in quotes."
+        ) from None
+    return select(events, pd.Series(chosen).fillna(False).to_numpy(bool))
+
+
+def select(events: Events, packets: npt.NDArray[np.bool_]) -> Events:
+    """Only some packets: of each whether it stays."""
+    return events if packets.all() else events.select(packets, lost_between(events))
