@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import bpfpath_nb.analysis.accessor  # noqa: F401 - frames get their `bpfpath` with the first recording
 from bpfpath_nb.analysis.drops import drops_frame
@@ -262,6 +262,28 @@ class RecordingViews:
         from bpfpath_nb.io.perfetto import save_perfetto
 
         return save_perfetto(self.recording, Path(path))
+
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> Path: ...
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> Path | str:
+        """The recording as JSON lines: one that tells of the recording, then one per packet with all its hops.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to write them. An existing file is replaced in one step.
+
+        Returns
+        -------
+        Path or str
+            Where the file is; without a path the lines themselves. `io.json_lines` describes the keys: columns of
+            `packets` and, in the list `hops`, of `df`; times as ISO 8601 text, durations in ns, null where missing.
+        """
+        from bpfpath_nb.io.json_lines import json_text, save_json
+
+        return json_text(self.recording) if path is None else save_json(self.recording, Path(path))
 
 
 class Recording(RecordingViews):
