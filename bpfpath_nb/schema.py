@@ -378,3 +378,87 @@ QUALITY: Final = (
     Column("ladder", "str", "how the probes were attached"),
     Column("end", "str", "why the capture ended; empty while it runs, or where the tracer died"),
 )
+
+# What `compare` shows. `a` and `b` are its two sides, in the order in which they were given.
+CHANGES: Final = {
+    "added": "b has it and a has not, beyond what chance can do",
+    "gone": "a has it and b has not, beyond chance",
+    "shifted": "both have it, in shares that differ beyond chance",
+    "slower": "b takes longer there, beyond chance",
+    "faster": "b takes less time there, beyond chance",
+    "same": "no difference that could be told from chance",
+    "unclear": "one side alone has it, which may be chance; or too few packets to tell anything",
+}
+
+_SHARES: Final = (
+    Column("packets_a", "uint32", "packets of a that are counted here"),
+    Column("packets_b", "uint32", "packets of b"),
+    Column("share_a", "float64", "of all packets of a"),
+    Column("share_b", "float64", "of all packets of b"),
+    Column("difference", "float64", "share_b less share_a"),
+    Column("difference_low", "float64", "its 95 % confidence interval (Newcombe): from"),
+    Column("difference_high", "float64", "to"),
+    Column("share_p", "float64", "of Fisher's exact test, corrected (Holm); NaN where too few to be tested"),
+)
+
+_LATENCIES: Final = (
+    Column("compared_a", "uint32", "packets of a with a duration here and a like in b"),
+    Column("compared_b", "uint32", "packets of b with a duration here and a like in a"),
+    Column("median_a", "timedelta64[ns]", "median duration of the packets of a"),
+    Column("median_b", "timedelta64[ns]", "median duration of the packets of b"),
+    Column("p99_a", "timedelta64[ns]", "99th percentile in a"),
+    Column("p99_b", "timedelta64[ns]", "99th percentile in b"),
+    Column("shift", "timedelta64[ns]", "median_b less median_a; NaT where nothing can be compared"),
+    Column("shift_low", "timedelta64[ns]", "its 95 % confidence interval (Woodruff): from"),
+    Column("shift_high", "timedelta64[ns]", "to"),
+    Column("longer", "float64", "how likely a packet of b takes longer than a like one of a; 0.5 is no difference"),
+    Column("shift_p", "float64", "of the stratified rank test, corrected (Holm); NaN where too few to be tested"),
+)
+
+_CHANGE: Final = Column("change", "category", "what can be claimed, one of CHANGES")
+
+COMPARED_PATHS_INDEX: Final = (Column("path", "category", "the path's id"),)
+COMPARED_PATHS: Final = (
+    *_SHARES,
+    _CHANGE,
+    Column("hops", "uint32", "how many hops it has"),
+    Column("verdict", "category", "the most frequent verdict of its packets"),
+    Column("functions", "category", "its functions in order, as `a > b > c`"),
+)
+
+COMPARED_FUNCTIONS_INDEX: Final = (Column("func", "category", "kernel function"),)
+COMPARED_FUNCTIONS: Final = (
+    Column("layer", "category", "part of the network stack, one of LAYERS"),
+    *_SHARES,
+    *_LATENCIES,
+    _CHANGE,
+)
+
+COMPARED_TRANSITIONS_INDEX: Final = (
+    Column("from", "category", "kernel function"),
+    Column("to", "category", "the packet's next function"),
+)
+COMPARED_TRANSITIONS: Final = (*_SHARES, *_LATENCIES, _CHANGE)
+
+COMPARED_DROPS_INDEX: Final = (
+    Column("reason", "category", "why, as the kernel that was traced names it; empty where it gave none"),
+    Column("func", "category", "the function that gave the packet up"),
+    Column("netns", "category", "the namespace in which it did"),
+)
+COMPARED_DROPS: Final = (*_SHARES, _CHANGE)
+
+COMPARED_VERDICTS_INDEX: Final = (Column("verdict", "category", "what became of a packet, one of VERDICTS"),)
+COMPARED_VERDICTS: Final = (*_SHARES, *_LATENCIES, _CHANGE)
+
+ALIGNMENT: Final = (
+    Column("func", "category", "kernel function"),
+    Column("side", "category", "which path has it here: both, a, or b"),
+    Column("hop_a", "UInt32", "number of the hop in the path of a"),
+    Column("hop_b", "UInt32", "number of the hop in the path of b"),
+    Column("netns_a", "category", "namespace where most packets of a are there"),
+    Column("dev_a", "category", "interface"),
+    Column("netns_b", "category", "namespace where most packets of b are there"),
+    Column("dev_b", "category", "interface"),
+    Column("gap_a", "timedelta64[ns]", "median time until the next hop, of the packets of a on this path"),
+    Column("gap_b", "timedelta64[ns]", "the same of b"),
+)

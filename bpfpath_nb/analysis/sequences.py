@@ -18,7 +18,8 @@ import numpy.typing as npt
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Scatter numbers over all 64 bits, so that sums of them tell sets apart (splitmix64)."""
     values = (values + np.uint64(1)) * _GOLDEN
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)
@@ -50,8 +51,8 @@ def distinct(
     """
     if not len(first):
         return np.empty(0, np.intp), np.empty(0, np.intp)
-    item = _mix(np.arange(int(items.max()) + 1, dtype=np.uint64))
-    place = _mix(np.arange(int(position.max()) + 1, dtype=np.uint64) + (np.uint64(1) << np.uint64(32)))
+    item = mix(np.arange(int(items.max()) + 1, dtype=np.uint64))
+    place = mix(np.arange(int(position.max()) + 1, dtype=np.uint64) + (np.uint64(1) << np.uint64(32)))
     # A product of an item's and a place's number, not their sum: two items that change places must change the total.
     folded = np.add.reduceat(item[items] * (place[position] | np.uint64(1)), first)
     return group(folded)

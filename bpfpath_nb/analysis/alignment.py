@@ -1,0 +1,181 @@
+"""Two paths side by side: which functions they share, and where they part.
+
+The functions are aligned as `difflib` aligns lines of two files (Ratcliff and Obershelp's matching of the longest
+common run, and so on to both sides of it), which people know how to read. What is not in common stands on one side
+alone. Of the packets that took a path each hop's namespace and interface are those that most of them had there, and
+its gap is their median.
+
+The first divergence is the first hop, counted from the beginning, at which the two do not do the same in the same
+place. Places count as far as both sides have their names (`analysis.sides`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bpfpath_nb import schema
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.hops import NAT, nullable, timedeltas
+from bpfpath_nb.analysis.sides import Side, Sides
+
+Ints = npt.NDArray[np.integer[Any]]
+
+SIDES: Final = ("both", "a", "b")
+
+_MOST_HOPS: Final = 2000
+"""Of longer paths, such as a loop's, the beginning is aligned: the effort grows with the square."""
+
+_MOST_CELLS: Final = 4_000_000
+"""Hops of one path's packets that are looked at; of more packets the first ones stand for all."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One path as its packets took it: of each hop function, spot, namespace, interface (codes) and median gap."""
+
+    func: Ints
+    spot: Ints
+    netns: Ints
+    dev: Ints
+    gap: npt.NDArray[np.int64]
+    hops: int
+
+    @classmethod
+    def of(cls, side: Side, packets: Ints) -> Way:
+        """The path of packets (positions in `side.first`) that all took the same."""
+        hops = int(side.counts[packets[0]])
+        shown = min(hops, _MOST_HOPS)
+        packets = packets[: max(1, _MOST_CELLS // max(shown, 1))]
+        rows = side.first[packets][:, None] + np.arange(shown)
+        gap = side.gap[rows]
+        # All packets lack the gap of the last hop, or have it where only the namespace was left.
+        median = np.full(shown, NAT)
+        known = (gap != NAT).all(axis=0)
+        median[known] = np.rint(np.median(gap[:, known], axis=0)).astype(np.int64)
+        return cls(side.func[rows[0]], side.spot[rows[0]], _most(side.netns[rows]), _most(side.dev[rows]), median, hops)
+
+
+def _most(codes: Ints) -> Ints:
+    """Of each column the most frequent code."""
+    width = int(codes.max(initial=-1)) + 2
+    hops = codes.shape[1]
+    count = np.bincount(((codes + 1) + np.arange(hops) * width).reshape(-1), minlength=hops * width)
+    return np.asarray(count.reshape(hops, width).argmax(axis=1) - 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hop of a path ran."""
+
+    func: str
+    netns: str | None
+    dev: str | None
+
+    def __str__(self) -> str:
+        where = [f"in netns {self.netns}" if self.netns else "", f"on {self.dev}" if self.dev else ""]
+        return " ".join(part for part in (self.func, *where) if part)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two paths part.
+
+    Attributes
+    ----------
+    hop : int
+        Number of the first hop that differs, from 0.
+    after : Place or None
+        The last hop that they share; None where they never had one in common.
+    a, b : Place or None
+        What each does then; None where it ends there.
+    """
+
+    hop: int
+    after: Place | None
+    a: Place | None
+    b: Place | None
+
+
+class Alignment:
+    """A path of a and a path of b, aligned.
+
+    Attributes
+    ----------
+    path_a, path_b : str
+        Their ids.
+    frame : DataFrame
+        One row per hop of either, columns as schema.ALIGNMENT.
+    divergence : Divergence or None
+        Where they part; None where they are the same.
+    beyond : int
+        Hops of the longer one that are not shown.
+    """
+
+    def __init__(self, shared: Sides, path_a: str, path_b: str, a: Way, b: Way) -> None:
+        self.path_a, self.path_b = path_a, path_b
+        rows = _align(a.func.tolist(), b.func.tolist())
+        self.frame = _frame(shared, a, b, rows)
+        self.divergence = _divergence(shared, a, b)
+        self.beyond = max(a.hops - len(a.func), b.hops - len(b.func))
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def _align(a: Sequence[int], b: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Pairs of hops, -1 where a side has none."""
+    pairs: list[tuple[int, int]] = []
+    for _, a_from, a_to, b_from, b_to in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if a_to - a_from == b_to - b_from and a[a_from:a_to] == b[b_from:b_to]:
+            pairs += zip(range(a_from, a_to), range(b_from, b_to), strict=True)
+        else:
+            pairs += [(at, -1) for at in range(a_from, a_to)]
+            pairs += [(-1, at) for at in range(b_from, b_to)]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _frame(shared: Sides, a: Way, b: Way, rows: npt.NDArray[np.int64]) -> pd.DataFrame:
+    in_a, in_b = rows[:, 0], rows[:, 1]
+    func = np.where(in_a >= 0, _take(a.func, in_a), _take(b.func, in_b))
+    side = np.where(in_b < 0, 1, np.where(in_a < 0, 2, 0))
+    columns: dict[str, Any] = {
+        "func": names.Named(func, shared.functions).categorical(),
+        "side": names.categorical(side.astype(np.int8), SIDES),
+        "hop_a": nullable(in_a.clip(min=0).astype(np.uint32), in_a < 0),
+        "hop_b": nullable(in_b.clip(min=0).astype(np.uint32), in_b < 0),
+    }
+    for name, way, at in (("a", a, in_a), ("b", b, in_b)):
+        columns[f"netns_{name}"] = names.Named(_take(way.netns, at), shared.namespaces).categorical()
+        columns[f"dev_{name}"] = names.Named(_take(way.dev, at), shared.devices).categorical()
+        columns[f"gap_{name}"] = timedeltas(np.where(at >= 0, _take(way.gap, at), NAT))
+    return pd.DataFrame({column.name: columns[column.name] for column in schema.ALIGNMENT})
+
+
+def _take(values: Ints, at: npt.NDArray[np.int64]) -> Ints:
+    return np.where(at >= 0, values[np.maximum(at, 0)], -1) if len(values) else np.full(len(at), -1)
+
+
+def _divergence(shared: Sides, a: Way, b: Way) -> Divergence | None:
+    least = min(len(a.func), len(b.func))
+    differ = np.flatnonzero((a.func[:least] != b.func[:least]) | (a.spot[:least] != b.spot[:least]))
+    if not len(differ) and a.hops == b.hops:
+        return None
+    hop = int(differ[0]) if len(differ) else least
+
+    def place(way: Way, at: int) -> Place | None:
+        if not 0 <= at < len(way.func):
+            return None
+        return Place(
+            shared.functions[way.func[at]],
+            shared.namespaces[way.netns[at]] if way.netns[at] >= 0 else None,
+            shared.devices[way.dev[at]] if way.dev[at] >= 0 else None,
+        )
+
+    return Divergence(hop, place(b, hop - 1), place(a, hop), place(b, hop))

@@ -1,0 +1,300 @@
+"""The tables of a comparison, from two selections of packets.
+
+Each table is one question asked of many things at once: which share of the packets took this path, passed this
+function, ended so; and how long did they spend in this function, between these two, until their verdict. Shares are
+tested as `analysis.significance` has it, durations as `analysis.shifts` does. The five tables have 1 % of the 5 %
+each, and within a table Holm's correction holds: the chance that a comparison of two sides that do not differ claims
+anything anywhere is under 5 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bpfpath_nb import schema
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.claims import (
+    Shares,
+    corrected_p,
+    first_claim,
+    latency_changes,
+    latency_columns,
+    one_sided,
+    ordered,
+)
+from bpfpath_nb.analysis.losses import complete
+from bpfpath_nb.analysis.packets import deciders, path_id, verdicts
+from bpfpath_nb.analysis.sequences import distinct
+from bpfpath_nb.analysis.shifts import Observations, shifts
+from bpfpath_nb.analysis.sides import Selection, Side, Sides, sides, visits
+from bpfpath_nb.schema import CHANGES, LAYERS, VERDICTS
+
+Ints = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What became of one side's packets.
+
+    Attributes
+    ----------
+    packets : array
+        Positions of the packets that are compared, in the recording's events.
+    whole : array of bool
+        Of each of them whether no hop can be missing.
+    verdict : array
+        Position in schema.VERDICTS.
+    reason, func, netns : Named
+        Why, by which function and where that was decided.
+    begun : Named
+        Where it was first seen.
+    time : array of int64
+        From its first hop to the one that decided, in ns.
+    """
+
+    packets: Ints
+    whole: npt.NDArray[np.bool_]
+    verdict: Ints
+    reason: names.Named
+    func: names.Named
+    netns: names.Named
+    begun: names.Named
+    time: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, selection: Selection) -> Fates:
+        events = selection.events
+        verdict, deciding = verdicts(events)
+        packets = np.flatnonzero(selection.packets)
+        deciding = deciding[packets]
+        netns = names.netns(events)
+        return cls(
+            packets,
+            complete(events)[packets],
+            verdict[packets],
+            names.reasons(events).take(deciding),
+            deciders(events, deciding),
+            netns.take(deciding),
+            netns.take(events.first[packets]),
+            events.utc[deciding] - events.utc[events.first[packets]],
+        )
+
+
+class Tables:
+    """The tables of a comparison, each made on first use.
+
+    Parameters
+    ----------
+    a, b : Selection
+        What is compared; neither without packets.
+    """
+
+    def __init__(self, a: Selection, b: Selection) -> None:
+        self.selections = (a, b)
+        self.by_name = a.netns is None and b.netns is None
+
+    @cached_property
+    def fates(self) -> tuple[Fates, Fates]:
+        """What became of the packets of both sides."""
+        a, b = self.selections
+        return Fates.of(a), Fates.of(b)
+
+    @cached_property
+    def sides(self) -> Sides:
+        """The hops of the packets that lack none."""
+        whole = []
+        for selection, fates in zip(self.selections, self.fates, strict=True):
+            packets = np.zeros(len(selection.packets), bool)
+            packets[fates.packets[fates.whole]] = True
+            whole.append(Selection(selection.events, packets, selection.netns))
+        return sides(*whole)
+
+    @cached_property
+    def which(self) -> tuple[list[list[str]], Ints, Ints]:
+        """The functions of each path, and the path of each packet of a and of b (`Side.first`)."""
+        a, b = self.sides.a, self.sides.b
+        position = [np.arange(len(side.row)) - np.repeat(side.first, side.counts) for side in (a, b)]
+        func = np.concatenate((a.func, b.func))
+        first = np.concatenate((a.first, b.first + len(a.func)))
+        examples, which = distinct(func, np.concatenate(position), first)
+        end = np.append(first, len(func))
+        lists = [[self.sides.functions[code] for code in func[end[at] : end[at + 1]].tolist()] for at in examples]
+        return lists, which[: len(a.first)], which[len(a.first) :]
+
+    @cached_property
+    def paths(self) -> pd.DataFrame:
+        """schema.COMPARED_PATHS."""
+        lists, *which = self.which
+        counts = [np.bincount(of, minlength=len(lists)) for of in which]
+        shares = Shares.of(*counts, *(len(of) for of in which))
+        verdict = np.zeros((len(lists), len(VERDICTS)), np.int64)
+        for of, side, selection, fates in zip(which, self._both_sides(), self.selections, self.fates, strict=True):
+            of_packet = np.full(len(selection.packets), -1, np.int8)
+            of_packet[fates.packets] = fates.verdict
+            np.add.at(verdict, (of, of_packet[side.packet[side.first]]), 1)
+        corrected = corrected_p(shares)
+        columns = shares.columns(corrected[0]) | {
+            "change": shares.changes(corrected[0]),
+            "hops": np.array([len(path) for path in lists], np.uint32),
+            "verdict": names.categorical(verdict.argmax(axis=1).astype(np.int8), VERDICTS),
+            "functions": _texts([" > ".join(path) for path in lists]),
+        }
+        index = pd.CategoricalIndex(_texts([path_id(path) for path in lists]), name="path")
+        return ordered(columns, index, schema.COMPARED_PATHS, "difference")
+
+    @cached_property
+    def functions(self) -> pd.DataFrame:
+        """schema.COMPARED_FUNCTIONS."""
+        count = len(self.sides.functions)
+        part = [side.func.astype(np.int64) for side in self._both_sides()]
+        columns, seen = self._places(part, count)
+        layer = {
+            function.name: LAYERS.index(function.layer)
+            for selection in self.selections
+            for function in selection.events.start.functions
+        }
+        codes = np.array([layer[name] for name in self.sides.functions], np.int8)
+        columns["layer"] = names.categorical(codes, LAYERS)
+        index = pd.CategoricalIndex(_texts(self.sides.functions), name="func")
+        return ordered(columns, index, schema.COMPARED_FUNCTIONS, "shift", seen)
+
+    @cached_property
+    def transitions(self) -> pd.DataFrame:
+        """schema.COMPARED_TRANSITIONS."""
+        count = len(self.sides.functions)
+        pairs = [
+            np.where(side.following < 0, -1, side.func.astype(np.int64) * count + side.following)
+            for side in self._both_sides()
+        ]
+        both, distinct_pairs = pd.factorize(np.concatenate(pairs))
+        known = distinct_pairs >= 0
+        number = np.where(known, np.cumsum(known) - 1, -1)
+        pair = number[both]
+        part = [pair[: len(pairs[0])], pair[len(pairs[0]) :]]
+        columns, seen = self._places(part, int(known.sum()))
+        begins, ends = np.divmod(distinct_pairs[known], max(count, 1))
+        index = pd.MultiIndex.from_arrays(
+            [names.categorical(codes, self.sides.functions) for codes in (begins, ends)], names=["from", "to"]
+        )
+        return ordered(columns, index, schema.COMPARED_TRANSITIONS, "shift", seen)
+
+    @cached_property
+    def drops(self) -> pd.DataFrame:
+        """schema.COMPARED_DROPS."""
+        levels: list[Any] = []
+        rows = []
+        for fates, selection in zip(self.fates, self.selections, strict=True):
+            dropped = fates.verdict == VERDICTS.index("dropped")
+            if selection.netns is not None:
+                there = np.array([name == selection.netns for name in fates.netns.names] + [False], bool)
+                dropped &= there[fates.netns.codes]
+            rows.append(np.flatnonzero(dropped))
+        netns = [fates.netns for fates in self.fates]
+        if not self.by_name:
+            together = " / ".join(dict.fromkeys(str(selection.netns) for selection in self.selections))
+            netns = [names.Named(np.zeros(len(named.codes), np.int8), [together]) for named in netns]
+        for of in ([f.reason for f in self.fates], [f.func for f in self.fates], netns):
+            levels.append(_shared([named.take(at) for named, at in zip(of, rows, strict=True)]))
+        key = np.zeros(sum(map(len, rows)), np.int64)
+        for codes, known in levels:
+            key = key * (len(known) + 1) + codes + 1
+        which, distinct_keys = pd.factorize(key)
+        _, example = np.unique(which, return_index=True)
+        counts = [
+            np.bincount(part, minlength=len(distinct_keys)) for part in (which[: len(rows[0])], which[len(rows[0]) :])
+        ]
+        shares = Shares.of(*counts, *(len(fates.packets) for fates in self.fates))
+        corrected = corrected_p(shares)
+        index = pd.MultiIndex.from_arrays(
+            [names.categorical(codes[example], known) for codes, known in levels], names=["reason", "func", "netns"]
+        )
+        columns = shares.columns(corrected[0]) | {"change": shares.changes(corrected[0])}
+        return ordered(columns, index, schema.COMPARED_DROPS, "difference")
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """schema.COMPARED_VERDICTS."""
+        counts = [np.bincount(fates.verdict, minlength=len(VERDICTS)) for fates in self.fates]
+        shares = Shares.of(*counts, *(len(fates.packets) for fates in self.fates))
+        begun, _ = _shared([fates.begun for fates in self.fates], only_common=True)
+        decided, _ = _shared([fates.netns for fates in self.fates], only_common=True)
+        way = begun.astype(np.int64) << 32 | (decided + 1)
+        if not self.by_name:
+            way = np.zeros_like(way)
+        whole = np.concatenate([fates.whole for fates in self.fates])
+        latency = shifts(
+            Observations(
+                np.concatenate([fates.verdict for fates in self.fates])[whole].astype(np.int64),
+                way[whole],
+                np.repeat([False, True], [len(fates.packets) for fates in self.fates])[whole],
+                np.concatenate([self._times(at) for at in (0, 1)])[whole],
+            ),
+            len(VERDICTS),
+        )
+        corrected = corrected_p(shares, latency)
+        by_share, by_time = shares.changes(corrected[0]), latency_changes(latency, corrected[1])
+        columns = shares.columns(corrected[0]) | latency_columns(latency, corrected[1])
+        columns["change"] = names.categorical(first_claim(by_share, by_time), tuple(CHANGES))
+        index = pd.CategoricalIndex(names.categorical(np.arange(len(VERDICTS)), VERDICTS), name="verdict")
+        return pd.DataFrame({c.name: columns[c.name] for c in schema.COMPARED_VERDICTS}, index=index)
+
+    def _times(self, at: int) -> npt.NDArray[np.int64]:
+        """Of each packet of a side the time to its verdict; of a namespace the time that it spent there."""
+        fates, side = self.fates[at], self._both_sides()[at]
+        if self.selections[at].netns is None:
+            return fates.time
+        spent = np.bincount(
+            side.packet, np.where(side.gap > 0, side.gap, 0), minlength=len(self.selections[at].packets)
+        )
+        return np.asarray(spent[fates.packets].astype(np.int64))
+
+    def _both_sides(self) -> tuple[Side, Side]:
+        return self.sides.a, self.sides.b
+
+    def _places(self, place: Sequence[Ints], count: int) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+        """Columns of shares and latencies of places, given each hop's; and which places any packet passed."""
+        counts, parts = [], []
+        for side, of in zip(self._both_sides(), place, strict=True):
+            there = pd.unique((side.packet.astype(np.int64) * (count + 1) + of + 1))
+            counts.append(np.bincount(there % (count + 1), minlength=count + 1)[1:])
+            parts.append(visits(side, of, count))
+        shares = Shares.of(*counts, *(len(side.first) for side in self._both_sides()))
+        latency = shifts(
+            Observations(
+                np.concatenate([part.place for part in parts]).astype(np.int64),
+                np.concatenate([part.way for part in parts]),
+                np.repeat([False, True], [len(part.place) for part in parts]),
+                np.concatenate([part.value for part in parts]),
+            ),
+            count,
+        )
+        corrected = corrected_p(shares, latency)
+        columns = shares.columns(corrected[0]) | latency_columns(latency, corrected[1])
+        by_share, by_time = shares.changes(corrected[0]), latency_changes(latency, corrected[1])
+        columns["change"] = first_claim(one_sided(by_share), by_time, by_share)
+        return columns, counts[0] + counts[1] > 0
+
+
+def _shared(named: Sequence[names.Named], *, only_common: bool = False) -> tuple[Ints, list[str]]:
+    """Codes of a and b, one after the other, into names that both share; -1 for none, or where one alone has it."""
+    known = list(dict.fromkeys(name for part in named for name in _used(part)))
+    common = set(known).intersection(*(_used(part) for part in named)) if only_common else set(known)
+    code = {name: at for at, name in enumerate(known) if name in common}
+    codes = [np.array([code.get(name, -1) for name in part.names] + [-1], np.int32)[part.codes] for part in named]
+    return np.concatenate(codes), known
+
+
+def _used(named: names.Named) -> list[str]:
+    used = np.bincount(named.codes + 1, minlength=len(named.names) + 1)[1:] > 0
+    return [name for name, is_used in zip(named.names, used, strict=True) if is_used]
+
+
+def _texts(values: list[str]) -> pd.Categorical[Any]:
+    return names.distinct_names(np.arange(len(values)), values).categorical()
