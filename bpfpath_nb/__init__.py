@@ -20,17 +20,20 @@ from bpfpath_nb.version import __version__
 
 if TYPE_CHECKING:
     from bpfpath_nb.capture import Capture
+    from bpfpath_nb.comparison import Comparison, compare
     from bpfpath_nb.doctor import doctor
     from bpfpath_nb.filter import Filter
     from bpfpath_nb.recording import Recording
     from bpfpath_nb.samples import sample
 
-__all__ = ["Capture", "Filter", "Recording", "__version__", "doctor", "sample"]
+__all__ = ["Capture", "Comparison", "Filter", "Recording", "__version__", "compare", "doctor", "sample"]
 
 _HOME = {
     "Capture": "bpfpath_nb.capture",
+    "Comparison": "bpfpath_nb.comparison",
     "Filter": "bpfpath_nb.filter",
     "Recording": "bpfpath_nb.recording",
+    "compare": "bpfpath_nb.comparison",
     "doctor": "bpfpath_nb.doctor",
     "sample": "bpfpath_nb.samples",
 }

@@ -417,7 +417,7 @@ _LATENCIES: Final = (
 
 _CHANGE: Final = Column("change", "category", "what can be claimed, one of CHANGES")
 
-COMPARED_PATHS_INDEX: Final = (Column("path", "category", "the path's id"),)
+COMPARED_PATHS_INDEX: Final = (Column("path", "str", "the path's id"),)
 COMPARED_PATHS: Final = (
     *_SHARES,
     _CHANGE,
@@ -438,7 +438,13 @@ COMPARED_TRANSITIONS_INDEX: Final = (
     Column("from", "category", "kernel function"),
     Column("to", "category", "the packet's next function"),
 )
-COMPARED_TRANSITIONS: Final = (*_SHARES, *_LATENCIES, _CHANGE)
+COMPARED_TRANSITIONS: Final = (
+    Column("kind", "category", "what most of its time on both sides was, one of TRANSITION_KINDS"),
+    Column("queue", "category", "the queue that was waited in, one of QUEUES; missing where it was work"),
+    *_SHARES,
+    *_LATENCIES,
+    _CHANGE,
+)
 
 COMPARED_DROPS_INDEX: Final = (
     Column("reason", "category", "why, as the kernel that was traced names it; empty where it gave none"),

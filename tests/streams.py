@@ -164,14 +164,28 @@ class Capture:
 
 
 def capture(
-    packets: int = 50, seed: int = 0, kinds: tuple[str, ...] = tuple(KINDS), lost: float = 0.0, cpus: int = 4
+    packets: int = 50,
+    seed: int = 0,
+    kinds: tuple[str, ...] = tuple(KINDS),
+    lost: float = 0.0,
+    cpus: int = 4,
+    *,
+    weights: tuple[float, ...] | None = None,
+    spread: str = "even",
+    delay: dict[str, int] | None = None,
 ) -> Capture:
-    """Make up a capture of so many packets, of which a share of the events was lost."""
+    """Make up a capture of so many packets, of which a share of the events was lost.
+
+    `weights` are the kinds' shares, else all are as likely and each occurs. `spread` says how the gaps are drawn (see
+    `SPREADS`), `delay` how many ns are added after each hop in a function.
+    """
     random = np.random.default_rng(seed)
     templates = [_template(KINDS[kind]) for kind in kinds]
     sizes = np.array([len(template) for template in templates])
     kind = random.integers(0, len(kinds), packets) if packets else np.empty(0, int)
-    if packets >= len(kinds):
+    if weights is not None:
+        kind = random.choice(len(kinds), packets, p=weights)
+    elif packets >= len(kinds):
         kind[: len(kinds)] = np.arange(len(kinds))
     counts = sizes[kind]
     first = np.cumsum(counts) - counts
@@ -179,7 +193,10 @@ def capture(
     hop = np.arange(counts.sum()) - np.repeat(first, counts)
     everything = np.concatenate(templates)
     events = everything[(np.cumsum(sizes) - sizes)[kind[which]] + hop]
-    gaps = random.integers(200, 5000, len(events)).astype(np.uint64)
+    gaps = SPREADS[spread](random, which, packets).astype(np.uint64)
+    # A hop's time is that of its packet's first hop and all gaps up to its own, so what comes after it is one later.
+    for name, more in (delay or {}).items():
+        gaps[1:][events["func"][:-1] == INDEX[name]] += np.uint64(more)
     elapsed = np.cumsum(gaps)
     begin = MONOTONIC + np.arange(packets, dtype=np.uint64) * np.uint64(20_000)
     base = elapsed[first] if len(events) else elapsed
@@ -211,6 +228,19 @@ def _stacks(events: np.ndarray) -> np.ndarray:
     frames = stacks["headers"].view("<u8")
     frames[:, 0], frames[:, 1] = drops["location"], IP_RCV
     return stacks
+
+
+SPREADS = {
+    "even": lambda random, which, packets: random.integers(200, 5000, len(which)),
+    # Few distinct values, as of a coarse clock.
+    "tied": lambda random, which, packets: random.choice([200, 400, 600, 3000], len(which), p=[0.6, 0.3, 0.09, 0.01]),
+    # The mean of these hardly exists.
+    "heavy": lambda random, which, packets: np.minimum(300 * (1 + random.pareto(1.1, len(which))), 1e9),
+    # A slow packet is slow in all its hops.
+    "correlated": lambda random, which, packets: (
+        random.lognormal(7, 1, packets)[which] * random.lognormal(0, 0.2, len(which))
+    ),
+}  # fmt: skip
 
 
 def _template(hops: list[tuple[Any, ...]]) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from bpfpath_nb import schema
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.hops import NAT, nullable, timedeltas
 from bpfpath_nb.analysis.sides import Side, Sides
+from bpfpath_nb.printable import printable
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -127,6 +128,15 @@ class Alignment:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+
+def no_such_path(path: str, side: str, known: list[str]) -> str:
+    """What to say of a path that no packet took."""
+    near = get_close_matches(path, known, 3, 0.5) or known[:3]
+    return (
+        f"No packet of {side} took the path {printable(path)!r}; `paths` lists those that were taken, such as "
+        f"{', '.join(near)}."
+    )
 
 
 def _align(a: Sequence[int], b: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.hops import timedeltas
 from bpfpath_nb.analysis.shifts import Shifts
-from bpfpath_nb.analysis.significance import LEVEL, difference_interval, holm, share_test, testable
+from bpfpath_nb.analysis.significance import LEVEL, difference_interval, holm, share_test, in_reach
 from bpfpath_nb.schema import CHANGES, Column
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -75,7 +75,7 @@ def corrected_p(shares: Shares, latency: Shifts | None = None) -> tuple[Floats, 
     """The p of all tests of one table, of shares and of durations, corrected together; NaN where nothing was tested."""
     p = [shares.p] if latency is None else [shares.p, latency.p]
     least = [shares.least] if latency is None else [shares.least, latency.least]
-    tested = testable(np.concatenate(least), LEVEL / TABLES)
+    tested = in_reach(np.concatenate(least), LEVEL / TABLES)
     found = holm(np.where(tested, np.concatenate(p), np.nan), TABLES)
     return found[: len(shares.p)], found[len(shares.p) :]
 

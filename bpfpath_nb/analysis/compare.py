@@ -20,6 +20,7 @@ import pandas as pd
 
 from bpfpath_nb import schema
 from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.alignment import Alignment, Way, no_such_path
 from bpfpath_nb.analysis.claims import (
     Shares,
     corrected_p,
@@ -30,11 +31,13 @@ from bpfpath_nb.analysis.claims import (
     ordered,
 )
 from bpfpath_nb.analysis.losses import complete
-from bpfpath_nb.analysis.packets import deciders, path_id, verdicts
-from bpfpath_nb.analysis.sequences import distinct
+from bpfpath_nb.analysis.packets import given_up_by, verdicts
+from bpfpath_nb.analysis.paths import Paths, find_paths
 from bpfpath_nb.analysis.shifts import Observations, shifts
-from bpfpath_nb.analysis.sides import Selection, Side, Sides, sides, visits
-from bpfpath_nb.schema import CHANGES, LAYERS, VERDICTS
+from bpfpath_nb.analysis.sides import Selection, Side, Sides, one_name, sides, visits
+from bpfpath_nb.analysis.waits import hop_waits
+from bpfpath_nb.errors import OptionError
+from bpfpath_nb.schema import CHANGES, LAYERS, QUEUES, TRANSITION_KINDS, VERDICTS
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -80,7 +83,7 @@ class Fates:
             complete(events)[packets],
             verdict[packets],
             names.reasons(events).take(deciding),
-            deciders(events, deciding),
+            given_up_by(events, deciding),
             netns.take(deciding),
             netns.take(events.first[packets]),
             events.utc[deciding] - events.utc[events.first[packets]],
@@ -117,37 +120,74 @@ class Tables:
         return sides(*whole)
 
     @cached_property
-    def which(self) -> tuple[list[list[str]], Ints, Ints]:
-        """The functions of each path, and the path of each packet of a and of b (`Side.first`)."""
-        a, b = self.sides.a, self.sides.b
+    def _paths(self) -> Paths:
+        """The paths of the packets of a (`Side.first`) and, after them, of b."""
+        a, b = self._both_sides()
         position = [np.arange(len(side.row)) - np.repeat(side.first, side.counts) for side in (a, b)]
-        func = np.concatenate((a.func, b.func))
-        first = np.concatenate((a.first, b.first + len(a.func)))
-        examples, which = distinct(func, np.concatenate(position), first)
-        end = np.append(first, len(func))
-        lists = [[self.sides.functions[code] for code in func[end[at] : end[at + 1]].tolist()] for at in examples]
-        return lists, which[: len(a.first)], which[len(a.first) :]
+        func = names.Named(np.concatenate((a.func, b.func)), self.sides.functions)
+        return find_paths(func, np.concatenate((a.first, b.first + len(a.func))), np.concatenate(position))
+
+    def _path_of(self, at: int) -> Ints:
+        """Of each packet of one side (`Side.first`) its path."""
+        count = len(self.sides.a.first)
+        return self._paths.which[count:] if at else self._paths.which[:count]
 
     @cached_property
     def paths(self) -> pd.DataFrame:
         """schema.COMPARED_PATHS."""
-        lists, *which = self.which
-        counts = [np.bincount(of, minlength=len(lists)) for of in which]
-        shares = Shares.of(*counts, *(len(of) for of in which))
-        verdict = np.zeros((len(lists), len(VERDICTS)), np.int64)
+        paths = self._paths
+        which, known = (self._path_of(0), self._path_of(1)), len(paths.ids)
+        shares = Shares.of(*(np.bincount(of, minlength=known) for of in which), *(len(of) for of in which))
+        verdict, hops = np.zeros((known, len(VERDICTS)), np.int64), np.zeros(known, np.uint32)
         for of, side, selection, fates in zip(which, self._both_sides(), self.selections, self.fates, strict=True):
             of_packet = np.full(len(selection.packets), -1, np.int8)
             of_packet[fates.packets] = fates.verdict
             np.add.at(verdict, (of, of_packet[side.packet[side.first]]), 1)
+            hops[of] = side.counts
         corrected = corrected_p(shares)
         columns = shares.columns(corrected[0]) | {
             "change": shares.changes(corrected[0]),
-            "hops": np.array([len(path) for path in lists], np.uint32),
+            "hops": hops,
             "verdict": names.categorical(verdict.argmax(axis=1).astype(np.int8), VERDICTS),
-            "functions": _texts([" > ".join(path) for path in lists]),
+            "functions": _texts(paths.functions),
         }
-        index = pd.CategoricalIndex(_texts([path_id(path) for path in lists]), name="path")
+        index = pd.Index(paths.ids, dtype="str", name="path")
         return ordered(columns, index, schema.COMPARED_PATHS, "difference")
+
+    def align(self, path_a: str | None = None, path_b: str | None = None) -> Alignment | None:
+        """Align two paths, by default the two that tell most of the difference; None where a side has no path.
+
+        Raises
+        ------
+        OptionError
+            No packet of that side took that path.
+        """
+        chosen = []
+        for at, path in enumerate((path_a, path_b)):
+            taken = np.bincount(self._path_of(at), minlength=len(self._paths.ids))
+            if not taken.any():
+                return None
+            if path is None:
+                chosen.append(self._telling(at, taken))
+            elif path in self._paths.ids and taken[self._paths.ids.index(path)]:
+                chosen.append(self._paths.ids.index(path))
+            else:
+                raise OptionError(no_such_path(path, "ab"[at], [self._paths.ids[one] for one in np.flatnonzero(taken)]))
+        ways = [
+            Way.of(side, np.flatnonzero(self._path_of(at) == path))
+            for at, (side, path) in enumerate(zip(self._both_sides(), chosen, strict=True))
+        ]
+        return Alignment(self.sides, *(self._paths.ids[path] for path in chosen), *ways)
+
+    def _telling(self, at: int, taken: Ints) -> int:
+        """The path of a side that the other has least of: by claims first, then by how much the share differs."""
+        frame = self.paths
+        mine = frame.index[frame["packets_b" if at else "packets_a"] > 0]
+        lead = frame.loc[mine, "difference"].to_numpy() * (1 if at else -1)
+        claimed = frame.loc[mine, "change"].isin(["added", "gone", "shifted"]).to_numpy()
+        if not (claimed & (lead > 0)).any():
+            return int(taken.argmax())
+        return self._paths.ids.index(str(mine[np.where(claimed, lead, -np.inf).argmax()]))
 
     @cached_property
     def functions(self) -> pd.DataFrame:
@@ -156,7 +196,7 @@ class Tables:
         part = [side.func.astype(np.int64) for side in self._both_sides()]
         columns, seen = self._places(part, count)
         layer = {
-            function.name: LAYERS.index(function.layer)
+            one_name(function.name): LAYERS.index(function.layer)
             for selection in self.selections
             for function in selection.events.start.functions
         }
@@ -183,6 +223,17 @@ class Tables:
         index = pd.MultiIndex.from_arrays(
             [names.categorical(codes, self.sides.functions) for codes in (begins, ends)], names=["from", "to"]
         )
+        waited = np.zeros((int(known.sum()), len(QUEUES)))
+        total = np.zeros(len(waited))
+        for side, selection, of in zip(self._both_sides(), self.selections, part, strict=True):
+            there, queue = of >= 0, hop_waits(selection.events)[side.row]
+            total += np.bincount(of[there], side.gap[there], minlength=len(total))
+            rows = np.flatnonzero(there & (queue >= 0))
+            np.add.at(waited, (of[rows], queue[rows]), side.gap[rows])
+        waits = 2 * waited.sum(axis=1) > total
+        columns["kind"] = names.categorical(waits.astype(np.int8), TRANSITION_KINDS)
+        queue = waited.argmax(axis=1) if len(waited) else np.empty(0, np.int64)
+        columns["queue"] = names.categorical(np.where(waits, queue, -1).astype(np.int8), QUEUES)
         return ordered(columns, index, schema.COMPARED_TRANSITIONS, "shift", seen)
 
     @cached_property

@@ -22,6 +22,7 @@ from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.hops import NAT
 from bpfpath_nb.analysis.sequences import mix
+from bpfpath_nb.kernel.catalogue import load
 
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -105,8 +106,8 @@ class Selection:
 
 def sides(a: Selection, b: Selection) -> Sides:
     """Bring two selections into the same numbers."""
-    traced = [{function.name for function in side.events.start.functions} for side in (a, b)]
-    shared = traced[0] & traced[1]
+    traced = [{one_name(function.name): function.name for function in side.events.start.functions} for side in (a, b)]
+    shared = {*traced[0]} & {*traced[1]}
     functions, namespaces, devices = _Names(), _Names(), _Names()
     drafts = [_draft(side, shared, functions, namespaces, devices) for side in (a, b)]
     # Namespaces that are compared with each other differ in name on purpose.
@@ -117,9 +118,14 @@ def sides(a: Selection, b: Selection) -> Sides:
         functions.all,
         namespaces.all,
         devices.all,
-        sorted(traced[0] - shared),
-        sorted(traced[1] - shared),
+        *(sorted(called for one, called in side.items() if one not in shared) for side in traced),
     )
+
+
+def one_name(function: str) -> str:
+    """What a function is called here, whatever the kernel calls it (`aliases` of the catalogue)."""
+    entry = load().find(function)
+    return function if entry is None else entry.name
 
 
 class _Names:
@@ -143,7 +149,8 @@ def _draft(
 ) -> dict[str, Any]:
     """A `Side` without its `spot`."""
     events = side.events
-    func, netns = names.functions(events), names.netns(events)
+    called, netns = names.functions(events), names.netns(events)
+    func = names.distinct_names(called.codes, [one_name(name) for name in called.names])
     known = np.array([name in shared for name in func.names] + [False], bool)
     row = np.flatnonzero(known[func.codes] & side.packets[events.packet_of])
     packet, utc, code = events.packet_of[row], events.utc[row], functions.codes(func.take(row))

@@ -51,7 +51,7 @@ def holm(p: Floats, tables: int = 1) -> Floats:
     return corrected
 
 
-def testable(least: Floats, level: float = LEVEL) -> npt.NDArray[np.bool_]:
+def in_reach(least: Floats, level: float = LEVEL) -> npt.NDArray[np.bool_]:
     """Which of several tests can find anything at all, by the least p that each can come to.
 
     The smallest number k such that at most k tests can come below `level` / k; those are the ones (Tarone 1990).
