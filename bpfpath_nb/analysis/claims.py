@@ -17,7 +17,7 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.hops import timedeltas
 from bpfpath_nb.analysis.shifts import Shifts
-from bpfpath_nb.analysis.significance import LEVEL, difference_interval, holm, share_test, in_reach
+from bpfpath_nb.analysis.significance import LEVEL, difference_interval, holm, in_reach, share_test
 from bpfpath_nb.schema import CHANGES, Column
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -43,9 +43,9 @@ class Shares:
     least: Floats
 
     @classmethod
-    def of(cls, count_a: Ints, count_b: Ints, of_a: int, of_b: int) -> Shares:
-        """Test the shares."""
-        return cls(count_a, count_b, of_a, of_b, *share_test(count_a, of_a, count_b, of_b))
+    def of(cls, counts: Sequence[Ints], of: Sequence[int]) -> Shares:
+        """Test the shares of a and of b."""
+        return cls(counts[0], counts[1], of[0], of[1], *share_test(counts[0], of[0], counts[1], of[1]))
 
     def columns(self, p: Floats) -> dict[str, Any]:
         """The columns, with the corrected p."""
@@ -82,13 +82,15 @@ def corrected_p(shares: Shares, latency: Shifts | None = None) -> tuple[Floats, 
 
 def latency_columns(latency: Shifts, p: Floats) -> dict[str, Any]:
     """The columns, with the corrected p."""
-    columns: dict[str, Any] = {
-        name: getattr(latency, name).astype(np.uint32) for name in ("compared_a", "compared_b")
+    columns: dict[str, Any] = {name: getattr(latency, name).astype(np.uint32) for name in ("compared_a", "compared_b")}
+    columns |= {
+        name: timedeltas(getattr(latency, name).astype(np.int64))
+        for name in ("median_a", "median_b", "p99_a", "p99_b", "shift")
     }
     columns |= {
-        name: timedeltas(getattr(latency, name)) for name in ("median_a", "median_b", "p99_a", "p99_b", "shift")
+        "shift_low": timedeltas(latency.low),
+        "shift_high": timedeltas(latency.high),
     }
-    columns |= {"shift_low": timedeltas(latency.low), "shift_high": timedeltas(latency.high)}
     return columns | {"longer": latency.longer, "shift_p": p}
 
 

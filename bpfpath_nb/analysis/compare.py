@@ -137,7 +137,7 @@ class Tables:
         """schema.COMPARED_PATHS."""
         paths = self._paths
         which, known = (self._path_of(0), self._path_of(1)), len(paths.ids)
-        shares = Shares.of(*(np.bincount(of, minlength=known) for of in which), *(len(of) for of in which))
+        shares = Shares.of([np.bincount(of, minlength=known) for of in which], [len(of) for of in which])
         verdict, hops = np.zeros((known, len(VERDICTS)), np.int64), np.zeros(known, np.uint32)
         for of, side, selection, fates in zip(which, self._both_sides(), self.selections, self.fates, strict=True):
             of_packet = np.full(len(selection.packets), -1, np.int8)
@@ -177,17 +177,16 @@ class Tables:
             Way.of(side, np.flatnonzero(self._path_of(at) == path))
             for at, (side, path) in enumerate(zip(self._both_sides(), chosen, strict=True))
         ]
-        return Alignment(self.sides, *(self._paths.ids[path] for path in chosen), *ways)
+        return Alignment(self.sides, self._paths.ids[chosen[0]], self._paths.ids[chosen[1]], *ways)
 
     def _telling(self, at: int, taken: Ints) -> int:
         """The path of a side that the other has least of: by claims first, then by how much the share differs."""
         frame = self.paths
-        mine = frame.index[frame["packets_b" if at else "packets_a"] > 0]
-        lead = frame.loc[mine, "difference"].to_numpy() * (1 if at else -1)
-        claimed = frame.loc[mine, "change"].isin(["added", "gone", "shifted"]).to_numpy()
-        if not (claimed & (lead > 0)).any():
+        lead = frame["difference"].to_numpy(np.float64) * (1 if at else -1)
+        claimed = frame["change"].isin(["added", "gone", "shifted"]).to_numpy() & (lead > 0)
+        if not claimed.any():
             return int(taken.argmax())
-        return self._paths.ids.index(str(mine[np.where(claimed, lead, -np.inf).argmax()]))
+        return self._paths.ids.index(str(frame.index[int(np.where(claimed, lead, -1).argmax())]))
 
     @cached_property
     def functions(self) -> pd.DataFrame:
@@ -239,7 +238,6 @@ class Tables:
     @cached_property
     def drops(self) -> pd.DataFrame:
         """schema.COMPARED_DROPS."""
-        levels: list[Any] = []
         rows = []
         for fates, selection in zip(self.fates, self.selections, strict=True):
             dropped = fates.verdict == VERDICTS.index("dropped")
@@ -251,8 +249,10 @@ class Tables:
         if not self.by_name:
             together = " / ".join(dict.fromkeys(str(selection.netns) for selection in self.selections))
             netns = [names.Named(np.zeros(len(named.codes), np.int8), [together]) for named in netns]
-        for of in ([f.reason for f in self.fates], [f.func for f in self.fates], netns):
-            levels.append(_shared([named.take(at) for named, at in zip(of, rows, strict=True)]))
+        levels = [
+            _shared([named.take(at) for named, at in zip(of, rows, strict=True)])
+            for of in ([f.reason for f in self.fates], [f.func for f in self.fates], netns)
+        ]
         key = np.zeros(sum(map(len, rows)), np.int64)
         for codes, known in levels:
             key = key * (len(known) + 1) + codes + 1
@@ -261,7 +261,7 @@ class Tables:
         counts = [
             np.bincount(part, minlength=len(distinct_keys)) for part in (which[: len(rows[0])], which[len(rows[0]) :])
         ]
-        shares = Shares.of(*counts, *(len(fates.packets) for fates in self.fates))
+        shares = Shares.of(counts, [len(fates.packets) for fates in self.fates])
         corrected = corrected_p(shares)
         index = pd.MultiIndex.from_arrays(
             [names.categorical(codes[example], known) for codes, known in levels], names=["reason", "func", "netns"]
@@ -273,7 +273,7 @@ class Tables:
     def verdicts(self) -> pd.DataFrame:
         """schema.COMPARED_VERDICTS."""
         counts = [np.bincount(fates.verdict, minlength=len(VERDICTS)) for fates in self.fates]
-        shares = Shares.of(*counts, *(len(fates.packets) for fates in self.fates))
+        shares = Shares.of(counts, [len(fates.packets) for fates in self.fates])
         begun, _ = _shared([fates.begun for fates in self.fates], only_common=True)
         decided, _ = _shared([fates.netns for fates in self.fates], only_common=True)
         way = begun.astype(np.int64) << 32 | (decided + 1)
@@ -313,10 +313,10 @@ class Tables:
         """Columns of shares and latencies of places, given each hop's; and which places any packet passed."""
         counts, parts = [], []
         for side, of in zip(self._both_sides(), place, strict=True):
-            there = pd.unique((side.packet.astype(np.int64) * (count + 1) + of + 1))
+            there = pd.unique(side.packet.astype(np.int64) * (count + 1) + of + 1)
             counts.append(np.bincount(there % (count + 1), minlength=count + 1)[1:])
             parts.append(visits(side, of, count))
-        shares = Shares.of(*counts, *(len(side.first) for side in self._both_sides()))
+        shares = Shares.of(counts, [len(side.first) for side in self._both_sides()])
         latency = shifts(
             Observations(
                 np.concatenate([part.place for part in parts]).astype(np.int64),

@@ -38,6 +38,7 @@ from bpfpath_nb.analysis.hops import NAT
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]
+Spans = npt.NDArray[np.int64]
 
 BLOCKS: Final = 40
 """Most blocks of consecutive packets on one side."""
@@ -92,13 +93,13 @@ class Shifts:
     packets_b: Ints
     compared_a: Ints
     compared_b: Ints
-    median_a: Ints
-    median_b: Ints
-    p99_a: Ints
-    p99_b: Ints
-    shift: Ints
-    low: Ints
-    high: Ints
+    median_a: Spans
+    median_b: Spans
+    p99_a: Spans
+    p99_b: Spans
+    shift: Spans
+    low: Spans
+    high: Spans
     longer: Floats
     p: Floats
     least: Floats
@@ -123,15 +124,20 @@ def shifts(seen: Observations, places: int) -> Shifts:
     below = np.hypot(median_b - low[1], high[0] - median_a)
     above = np.hypot(high[1] - median_b, median_a - low[0])
     return Shifts(
-        packets[0],
-        packets[1],
-        compared[0],
-        compared[1],
-        *(_whole(values) for values in (median_a, median_b, p99_a, p99_b)),
-        *(_whole(np.where(some, values, np.nan)) for values in (shift, shift - below, shift + above)),
-        np.where(some, longer, np.nan),
-        np.where(enough, p, np.nan),
-        np.where(enough, least, np.nan),
+        packets_a=packets[0],
+        packets_b=packets[1],
+        compared_a=compared[0],
+        compared_b=compared[1],
+        median_a=_whole(median_a),
+        median_b=_whole(median_b),
+        p99_a=_whole(p99_a),
+        p99_b=_whole(p99_b),
+        shift=_whole(np.where(some, shift, np.nan)),
+        low=_whole(np.where(some, shift - below, np.nan)),
+        high=_whole(np.where(some, shift + above, np.nan)),
+        longer=np.where(some, longer, np.nan),
+        p=np.where(enough, p, np.nan),
+        least=np.where(enough, least, np.nan),
     )
 
 
@@ -202,9 +208,7 @@ class _Sample:
         at[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
         blocks = np.minimum(size, BLOCKS)
         block = (np.cumsum(blocks) - blocks)[group] + at * blocks[group] // np.maximum(size, 1)[group]
-        return cls(
-            places, seen, cell, of_cell, count, group, size.reshape(2, places), block, blocks.reshape(2, places)
-        )
+        return cls(places, seen, cell, of_cell, count, group, size.reshape(2, places), block, blocks.reshape(2, places))
 
     def variance(self, influence: Floats) -> Floats:
         """Of each group's sum of the rows' influences the variance, taken between blocks."""
@@ -242,7 +246,7 @@ def _rank_test(sample: _Sample) -> tuple[Floats, Floats, Floats]:
     ]
 
     def by_place(values: Floats) -> Floats:
-        return np.bincount(sample.of_cell, values, minlength=sample.places)
+        return np.bincount(sample.of_cell, values, minlength=sample.places).astype(np.float64)
 
     effect, weights = by_place(weight * (mean[1] - mean[0])), by_place(weight)
     squares = np.bincount(sample.cell, rank**2, minlength=cells)
@@ -270,7 +274,8 @@ def _ranks(sample: _Sample) -> Floats:
     cell, value = sample.cell[order], value[order]
     count = sample.count.sum(axis=0)
     begin = np.cumsum(count) - count
-    changes = np.concatenate(([True], (cell[1:] != cell[:-1]) | (value[1:] != value[:-1]))) if len(cell) else []
+    changes = np.ones(len(cell), bool)
+    changes[1:] = (cell[1:] != cell[:-1]) | (value[1:] != value[:-1])
     first = np.flatnonzero(changes)
     run = np.diff(np.append(first, len(cell)))
     rank = np.empty(len(cell))

@@ -114,11 +114,13 @@ def sides(a: Selection, b: Selection) -> Sides:
     spots = _spots(drafts, by_name=a.netns is None and b.netns is None)
     made = [Side(**draft, spot=spot) for draft, spot in zip(drafts, spots, strict=True)]
     return Sides(
-        *made,
+        made[0],
+        made[1],
         functions.all,
         namespaces.all,
         devices.all,
-        *(sorted(called for one, called in side.items() if one not in shared) for side in traced),
+        sorted(called for one, called in traced[0].items() if one not in shared),
+        sorted(called for one, called in traced[1].items() if one not in shared),
     )
 
 
@@ -144,9 +146,7 @@ class _Names:
         return np.asarray(to[named.codes])
 
 
-def _draft(
-    side: Selection, shared: set[str], functions: _Names, namespaces: _Names, devices: _Names
-) -> dict[str, Any]:
+def _draft(side: Selection, shared: set[str], functions: _Names, namespaces: _Names, devices: _Names) -> dict[str, Any]:
     """A `Side` without its `spot`."""
     events = side.events
     called, netns = names.functions(events), names.netns(events)
@@ -180,8 +180,8 @@ def _spots(drafts: Sequence[dict[str, Any]], *, by_name: bool) -> list[Ints]:
         return [np.zeros(len(draft["row"]), np.int64) for draft in drafts]
     width = 1 + max(int(draft["dev"].max(initial=-1)) + 1 for draft in drafts)
     fine = [(draft["netns"].astype(np.int64) + 1) * width + draft["dev"] + 1 for draft in drafts]
-    shared_fine = np.intersect1d(*(np.unique(spot) for spot in fine))
-    shared_netns = np.intersect1d(*(np.unique(draft["netns"]) for draft in drafts))
+    shared_fine = np.intersect1d(fine[0], fine[1])
+    shared_netns = np.intersect1d(drafts[0]["netns"], drafts[1]["netns"])
     found = []
     for draft, spot in zip(drafts, fine, strict=True):
         netns = draft["netns"]

@@ -32,7 +32,9 @@ def comparison_html(comparison: Comparison) -> str:
     ]
     alignment = comparison.align()
     if alignment is not None:
-        parts.append(_folded("the two paths that tell most of the difference", alignment_html(alignment, first, second)))
+        parts.append(
+            _folded("the two paths that tell most of the difference", alignment_html(alignment, first, second))
+        )
     return "<div>\n" + "\n".join(part for part in parts if part) + "\n</div>"
 
 
@@ -41,7 +43,7 @@ def alignment_html(alignment: Alignment, first: str, second: str) -> str:
     rows = []
     shown = alignment.frame.head(_MOST_HOPS)
     for row in shown.itertuples():
-        mark = {"both": "", "a": "−", "b": "+"}[row.side]
+        mark = {"both": "", "a": "<", "b": ">"}[str(row.side)]
         in_a = [row.func, _place(row.netns_a, row.dev_a), _ns(row.gap_a)] if row.side != "b" else ["", "", ""]
         in_b = [row.func, _place(row.netns_b, row.dev_b), _ns(row.gap_b)] if row.side != "a" else ["", "", ""]
         rows.append([*in_a, mark, *in_b])

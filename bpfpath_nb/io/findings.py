@@ -67,8 +67,7 @@ def _what(comparison: Comparison) -> str:
     where = "" if inside[0] is None else f" in netns {' and '.join(dict.fromkeys(map(str, inside)))}"
     filters = list(dict.fromkeys(side.start.filter or "every packet" for side in (comparison.a, comparison.b)))
     return (
-        f"Compared {_count(count_a, 'packet')} of {first} with {count_b} of {second}{where} "
-        f"({' and '.join(filters)})."
+        f"Compared {_count(count_a, 'packet')} of {first} with {count_b} of {second}{where} ({' and '.join(filters)})."
     )
 
 
@@ -94,10 +93,11 @@ def _drops(comparison: Comparison) -> list[str]:
         return ["No packet was dropped on either side."]
     claimed = drops[drops["change"].isin(["added", "gone", "shifted"])]
     said = []
-    for (reason, func, netns), row in claimed.head(_MOST).iterrows():
-        where = f"After {func} " if pd.notna(func) else ""
-        why = f"{reason if pd.notna(reason) else 'a drop without a reason'}"
-        place = f" in netns {netns}" if pd.notna(netns) else ""
+    for key, row in claimed.head(_MOST).iterrows():
+        reason, func, netns = (None if pd.isna(part) else str(part) for part in _parts(key))
+        where = f"After {func} " if func else ""
+        why = reason or "a drop without a reason"
+        place = f" in netns {netns}" if netns else ""
         now = f"{percent(row['share_b'])} of the packets of {second} ({row['packets_b']} of {totals[1]})"
         then = f"{percent(row['share_a'])} of the packets of {first} ({row['packets_a']} of {totals[0]})"
         change = f"{_points(row)}"
@@ -163,9 +163,10 @@ def _times(comparison: Comparison) -> list[str]:
         how = "which may be chance among all that is compared" if alone else "no difference beyond chance"
         return [f"Median {what}: {median_a} in {first}, {median_b} in {second}, {how} ({shift})."]
     if _ns(row["shift_low"]) <= 0 <= _ns(row["shift_high"]):
+        pairs = percent(float(verdicts["longer"].to_numpy()[list(verdicts.index).index(verdict)]))
         return [
             f"The {what} differs: a packet of {second} takes longer than a like one of {first} in "
-            f"{percent(row['longer'])} of all pairs. The medians, {median_a} and {median_b}, do not show it ({shift})."
+            f"{pairs} of all pairs. The medians, {median_a} and {median_b}, do not show it ({shift})."
         ]
     verb = "rose" if _ns(row["shift"]) > 0 else "fell"
     return [f"Median {what} {verb} from {median_a} to {median_b} ({shift})."]
@@ -177,9 +178,9 @@ def _where(comparison: Comparison) -> list[str]:
     for change, word in (("slower", "Slower"), ("faster", "Faster")):
         steps = comparison.transitions[comparison.transitions["change"] == change]
         told = [
-            f"{begin} > {end}{_waiting(row)} {span(_ns(row['shift']), '+')} (95 % CI "
+            f"{' > '.join(map(str, _parts(step)))}{_waiting(row)} {span(_ns(row['shift']), '+')} (95 % CI "
             f"{span(_ns(row['shift_low']), '+')} to {span(_ns(row['shift_high']), '+')})"
-            for (begin, end), row in steps.head(_MOST).iterrows()
+            for step, row in steps.head(_MOST).iterrows()
         ]
         if told:
             more = f", and {_count(len(steps) - _MOST, 'more step')}" if len(steps) > _MOST else ""
@@ -242,8 +243,7 @@ def _two_packets(comparison: Comparison) -> list[str]:
     frame = alignment.frame[alignment.frame["side"] == "both"]
     gap = (frame["gap_b"] - frame["gap_a"]).dropna()
     if len(gap):
-        at = gap.abs().idxmax()
-        row = frame.loc[at]
+        row = frame.loc[gap.index[int(gap.abs().to_numpy().argmax())]]
         where = f" in netns {row['netns_b']}" if pd.notna(row["netns_b"]) else ""
         said.append(
             f"Of the functions that both passed they differ most after {row['func']}{where}: {span(_ns(row['gap_a']))} "
@@ -277,6 +277,11 @@ def _reservations(comparison: Comparison) -> list[str]:
             some = ", ".join(alone[:_MOST]) + (", ..." if len(alone) > _MOST else "")
             said.append(f"Left out: {_count(len(alone), 'function')} that only {name} traced ({some}).")
     return said
+
+
+def _parts(key: Any) -> tuple[Any, ...]:
+    """A row's key as a tuple."""
+    return key if isinstance(key, tuple) else (key,)
 
 
 def _count(count: int, what: str) -> str:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
-import pytest
 import streams
 
-from bpfpath_nb import Recording, compare, schema
+from bpfpath_nb import Recording
 from bpfpath_nb.analysis.compare import Tables
-from bpfpath_nb.analysis.hops import NAT
-from bpfpath_nb.analysis.shifts import Observations, shifts
 from bpfpath_nb.analysis.sides import Selection
-from bpfpath_nb.analysis.significance import difference_interval, holm, share_test, in_reach
-from bpfpath_nb.errors import NamespaceError, OptionError
 
 TABLES = ("verdicts", "drops", "paths", "functions", "transitions")
 CLAIMS = ["added", "gone", "shifted", "slower", "faster"]
@@ -63,5 +57,4 @@ def test_halves_of_one_capture_do_not_differ() -> None:
         found = claims(Tables(*halves))
         alarms += [(at, found)] if found else []
 
-    print(len(alarms), alarms)
     assert len(alarms) < 10, alarms
