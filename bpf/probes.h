@@ -97,6 +97,19 @@ static __always_inline int is_drop_reason(u32 reason)
 	return 1;
 }
 
+#ifdef CONSUMED_UNTOLD
+/* Before 6.3 consume_skb does not tell who called it; the stack does. */
+static __always_inline u64 consumer(void *ctx, u64 skb)
+{
+	u64 head = read_pointer(skb, sk_buff__head);
+	struct freer freer = {};
+
+	if (head && skb_map.lookup(&head))
+		find_freer(ctx, &freer);
+	return freer.location;
+}
+#endif
+
 static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 {
 	u16 kind = COOKIE_KIND(cookie);
@@ -108,6 +121,10 @@ static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 		where.socket = argument(ctx, COOKIE_SOCKET(cookie));
 		where.drop = ctx;
 	}
+#ifdef CONSUMED_UNTOLD
+	if (kind & KIND_END && COOKIE_LOCATION(cookie) == NO_ARGUMENT)
+		where.location = consumer(ctx, skb);
+#endif
 	return hop(0, skb, where);
 }
 

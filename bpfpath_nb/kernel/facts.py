@@ -38,7 +38,7 @@ MAX_BYTES = 32 << 20  # of a record, decompressed
 def record(path: str | Path, release: str = "") -> None:
     """Record the running kernel into a file. Needs root for the addresses and for tracefs."""
     kernel = Kernel.running()
-    wanted = set(kernel.functions)
+    wanted = kernel.functions.keys() | kernel.untyped_functions
     lines = []
     for name in sorted(wanted):
         for exact in kernel.symbols.variants(name):

@@ -34,12 +34,9 @@ class Drop:
         self._removed = False
         self._nft("add", "table", *_TABLE.split())
         self._nft("add", "chain", *_TABLE.split(), hook, f"{{ type filter hook {hook} priority 0; policy accept; }}")
-        rule = self._nft(
-            "--json", "--echo", "--handle", "add", "rule", *_TABLE.split(), hook, *shlex.split(match), "counter", "drop"
-        )
-        self._handle = next(
-            o["add"]["rule"]["handle"] for o in json.loads(rule)["nftables"] if "rule" in o.get("add", ())
-        )
+        self._nft("add", "rule", *_TABLE.split(), hook, *shlex.split(match), "counter", "drop")
+        # Not by --echo: nft 1.0.6 on kernel 5.10 echoes no rule. The newest has the highest handle.
+        self._handle = max(rule["handle"] for rule in self._rules())
         self._last = 0
 
     @property
@@ -57,11 +54,14 @@ class Drop:
         self._nft("delete", "rule", *_TABLE.split(), self.hook, "handle", str(self._handle))
         self._removed = True
 
-    def _count(self) -> int:
+    def _rules(self) -> list[dict[str, Any]]:
         listed = json.loads(self._nft("--json", "--handle", "list", "chain", *_TABLE.split(), self.hook))
-        for item in listed["nftables"]:
-            if item.get("rule", {}).get("handle") == self._handle:
-                return int(next(part["counter"]["packets"] for part in item["rule"]["expr"] if "counter" in part))
+        return [item["rule"] for item in listed["nftables"] if "rule" in item]
+
+    def _count(self) -> int:
+        for rule in self._rules():
+            if rule["handle"] == self._handle:
+                return int(next(part["counter"]["packets"] for part in rule["expr"] if "counter" in part))
         return self._last
 
     def _nft(self, *words: str) -> str:

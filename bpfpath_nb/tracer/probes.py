@@ -208,7 +208,8 @@ def skbuff_macros(kernel: Kernel) -> dict[str, str]:
     if end - start > SKBUFF_LARGEST:
         return {}
     (expand_start, expand_end) = expand[0]
-    return {
+    untold = {} if "void *" in kernel.tracepoint_arguments("consume_skb") else {"CONSUMED_UNTOLD": "1"}
+    return untold | {
         "SKBUFF_START": f"{start:#x}ull",
         "SKBUFF_SIZE": f"{end - start:#x}ull",
         "EXPAND_HEAD_START": f"{expand_start:#x}ull",

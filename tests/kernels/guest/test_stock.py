@@ -1,7 +1,11 @@
-"""What a capture shows on a stock kernel; run inside a virtual machine by `make test-kernels`, on each kernel in turn.
+"""What a capture shows on a stock kernel.
 
-Emulated, everything takes ten times as long and more, and most of all the start of a process. So one lab and one
-tracer serve all tests, and traffic comes from the system's own Python, which starts quickly.
+Emulated, everything takes ten times as long and more, most of all the start of a process and the compiling of a
+capture's programs. So one lab, one tracer and as few captures as can be serve all tests, and traffic comes from the
+system's own Python, which starts quickly.
+
+Where the environment says ``BPFPATH_RECORD=1`` the kernel's facts and the first capture are kept, in ``tests/facts``
+and ``tests/recordings``, for tests that run without that kernel.
 """
 
 from __future__ import annotations
@@ -11,14 +15,17 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from bpfpath_nb import Capture, tracers
-from bpfpath_nb.kernel import Kernel, fold
+from bpfpath_nb import Capture, Recording, tracers
+from bpfpath_nb.kernel import Kernel, facts, fold
 from bpfpath_nb.lab import Lab
+from bpfpath_nb.start import StartRecord
 from bpfpath_nb.tracer.syscall import program_ids
 
 RELEASE = os.uname().release
@@ -34,27 +41,62 @@ MODULES = (
     "vxlan",
     "tun",
     "ip_tables",
+    "cls_bpf",
 )
 HAS_REASONS = VERSION >= (5, 17)
+HAS_MULTI = VERSION >= (6, 12)  # 5.18, where CONFIG_FPROBE is on: Debian's 6.1 has it off
+Note = Callable[[str, object], None]
+TESTS = Path(__file__).parents[2]
 
-SEND = (
-    "import socket, sys; family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET; "
-    "s = socket.socket(family, socket.SOCK_DGRAM); "
-    "[s.sendto(b'x' * int(sys.argv[4]), (sys.argv[1], int(sys.argv[2]))) for _ in range(int(sys.argv[3]))]"
-)
-
-ECHO = "c, _ = s.accept(); c.sendall(c.recv(9)); c.recv(9)"
-
-
-def listen(port: int, address: str = "", *, kind: str = "DGRAM", then: str = "s.recv(9)", small: bool = False) -> str:
-    """Code that binds a socket, says so, and then does something with it."""
-    buffer = "s.setsockopt(1, 8, 2048)" if small else "pass"
-    family = "AF_INET6" if kind == "STREAM6" else "AF_INET"
-    return (
-        f"import socket, sys; s = socket.socket(socket.{family}, socket.SOCK_{kind.rstrip('6')}); {buffer}; "
-        f"s.setsockopt(1, 2, 1); s.bind(({address!r}, {port})); "
-        f"{'s.listen()' if kind != 'DGRAM' else 'pass'}; print('up', flush=True); {then}"
-    )
+SEND = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+s = socket.socket(family, socket.SOCK_DGRAM)
+for _ in range(int(sys.argv[3])):
+    s.sendto(b"0123456789", (sys.argv[1], int(sys.argv[2])))
+"""
+READ = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("127.0.0.1", 7200))
+print("up", flush=True)
+s.recv(99)
+"""
+# A TCP echo for each family, and a UDP socket with room for few datagrams, which nobody reads.
+SERVE = """
+import socket, sys
+def bound(family, kind, port):
+    s = socket.socket(family, kind)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    s.bind(("", port))
+    return s
+small = bound(socket.AF_INET, socket.SOCK_DGRAM, 7400)
+small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+echoes = [bound(family, socket.SOCK_STREAM, 8080) for family in (socket.AF_INET, socket.AF_INET6)]
+for s in echoes:
+    s.listen()
+print("up", flush=True)
+for s in echoes:
+    c, _ = s.accept()
+    c.sendall(c.recv(9))
+    c.recv(9)
+    c.close()
+sys.stdin.read()
+"""
+TALK = """
+import socket, sys
+for address in sys.argv[1:]:
+    c = socket.create_connection((address, 8080))
+    c.sendall(b"ping")
+    assert c.recv(9) == b"ping"
+    c.close()
+    s = socket.socket(c.family, socket.SOCK_DGRAM)
+    s.sendto(b"nobody is there", (address, 7300))
+for _ in range(12):
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes(1000), (sys.argv[1], 7400))
+"""
 
 
 def plain(*command: str) -> list[str]:
@@ -62,11 +104,20 @@ def plain(*command: str) -> list[str]:
     return ["/usr/bin/python3", "-S", "-c", *command]
 
 
-def send(lab: Lab, ns: str, address: str, port: int, count: int = 1, size: int = 10) -> None:
-    lab.run(ns, plain(SEND, address, str(port), str(count), str(size)), timeout=120)
+def send(lab: Lab, ns: str, address: str, port: int, count: int = 1) -> None:
+    done = lab.run(ns, plain(SEND, address, str(port), str(count)), timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
-def settled(cap: Capture, packets: int, seconds: float = 20.0) -> Capture:
+def served(lab: Lab, ns: str, script: str) -> subprocess.Popen[str]:
+    """A process in a namespace that has said that it is up."""
+    process = lab.popen(ns, plain(script), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def settled(cap: Capture, packets: int, seconds: float = 30.0) -> Capture:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         frame = cap.packets
@@ -74,6 +125,10 @@ def settled(cap: Capture, packets: int, seconds: float = 20.0) -> Capture:
             break
         time.sleep(0.2)
     return cap
+
+
+def functions_of(recording: Recording | Capture, packet: int) -> list[str]:
+    return [str(name) for name in recording.df.loc[packet, "func"]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,13 +154,48 @@ def programs_at_the_end() -> Iterator[None]:
         time.sleep(0.2)
 
 
-def test_the_ladder(lab: Lab) -> None:
+@pytest.fixture(scope="module")
+def recording(lab: Lab) -> Recording:
+    """One capture with the default functions that all of the traffic below went through."""
+    addresses = [lab.address("server", family) for family in (4, 6)]
+    ask = ["dig", "+short", "+time=3", "+tries=1", "www.example.test"]
+    ports = "udp port 53 or udp port 7300 or udp port 7400 or tcp port 8080"
+    with Capture(f"{ports} or icmp or icmp6[0] == 128 or icmp6[0] == 129", timeout=900) as cap:
+        lab.run("client", [*ask, f"@{addresses[0]}"], timeout=300)
+        with lab.drop("router", "udp dport 53"):
+            lab.run("client", [*ask, f"@{addresses[0]}"], timeout=300)
+        lab.run("client", [*ask, f"@{lab.address('router')}"], timeout=300)
+        server = served(lab, "server", SERVE)
+        talked = lab.run("client", plain(TALK, *addresses), timeout=300)
+        assert talked.returncode == 0, talked.stderr
+        for address in addresses:
+            lab.run("client", ["ping", "-c1", "-W5", address], timeout=300)
+        settled(cap, 40)
+    server.communicate(timeout=300)
+    print(cap.packets[["flow", "namespaces", "verdict", "reason", "where", "hops"]].to_string())
+    if os.environ.get("BPFPATH_RECORD"):
+        keep(cap.recording)
+    return cap.recording
+
+
+def keep(recording: Recording) -> None:
+    name = ".".join(map(str, VERSION))
+    facts.record(TESTS / "facts" / f"{name}.json.gz")
+    events = recording.events
+    anywhere = StartRecord.from_dict(events.start.raw | {"host": "lab"})
+    Recording(replace(events, start=anywhere)).save(TESTS / "recordings" / f"{name}.parquet")
+
+
+def to_port(recording: Recording, port: int) -> pd.DataFrame:
+    packets = recording.packets
+    return packets[(packets["dport"] == port) | (packets["sport"] == port)]
+
+
+def test_the_ladder(recording: Recording, record_property: Note) -> None:
     """kprobe.multi and TCX where the kernel has them; nearly all of the default set attached, the rest named."""
-    with Capture("udp port 9", timeout=600) as cap:
-        record = cap.recording.start.raw
-    multi = VERSION >= (6, 12)
+    record = recording.start.raw
     assert record["ladder"] == {
-        "functions": "kprobe.multi" if multi else "kprobe",
+        "functions": "kprobe.multi" if HAS_MULTI else "kprobe",
         "tc": "tcx" if VERSION >= (6, 6) else "clsact",
     }
     kernel = Kernel.running()
@@ -118,23 +208,23 @@ def test_the_ladder(lab: Lab) -> None:
     shown = {f for t in traced if t in catalogue.tracepoints for f in catalogue.tracepoints[t].functions}
     attached = [n for n in here if {n, *catalogue.stand_ins(n)} & (traced | shown)]
     others = sorted(set(here) - set(attached))
-    print(f"{RELEASE}: {len(attached)} of {len(here)} of the default set attached; not: {others}")
-    unnamed = [name for name in wanted if name not in attached and name not in refused]
-    assert not unnamed
+    record_property("default", f"{RELEASE}: {len(attached)} of {len(here)} attached; not: {', '.join(others) or '-'}")
+    record_property("seconds", {name: round(seconds, 2) for name, seconds in record["timing"].items()})
+    assert [name for name in wanted if name not in attached and name not in refused] == []
     assert len(attached) >= 0.9 * len(here)
 
 
-def test_three_queries(lab: Lab) -> None:
-    ask = ["dig", "+short", "+time=3", "+tries=1"]
-    with Capture("udp port 53", timeout=600) as cap:
-        lab.run("client", [*ask, f"@{lab.address('server')}", "www.example.test"], timeout=120)
-        settled(cap, 2)
-        with lab.drop("router", "udp dport 53"):
-            lab.run("client", [*ask, f"@{lab.address('server')}", "www.example.test"], timeout=120)
-        lab.run("client", [*ask, f"@{lab.address('router')}", "www.example.test"], timeout=120)
-        settled(cap, 4)
-    print(cap.packets[["flow", "namespaces", "verdict", "reason", "where", "hops"]].to_string())
-    query, reply, dropped, closed = (cap.packets.iloc[row] for row in range(4))
+def test_functions_of_modules(recording: Recording) -> None:
+    """By the modules' BTF; on 5.10, which has none, by trying each argument."""
+    traced = {function["name"] for function in recording.start.raw["functions"]}
+    assert {"veth_xmit", "nft_do_chain_ipv4", "nf_conntrack_in", "br_handle_frame_finish", "vxlan_xmit"} <= traced
+    query, dropped = (to_port(recording, 53).index[row] for row in (0, 2))
+    assert functions_of(recording, query).count("veth_xmit") == 2
+    assert any(name.startswith("nft_do_chain") for name in functions_of(recording, dropped))
+
+
+def test_three_queries(recording: Recording) -> None:
+    query, reply, dropped, closed = (to_port(recording, 53).iloc[row] for row in range(4))
     assert query["verdict"] == reply["verdict"] == "delivered"
     assert query["namespaces"] == "client > router > server"
     assert dropped["verdict"] == closed["verdict"] == "dropped"
@@ -144,91 +234,72 @@ def test_three_queries(lab: Lab) -> None:
         assert (dropped["reason"], closed["reason"]) == ("NETFILTER_DROP", "NO_SOCKET")
 
 
-def test_loopback_from_socket_to_socket(lab: Lab) -> None:
-    """All functions: a datagram's way from the sender's socket to the reader's."""
-    read = listen(7200, "127.0.0.1")
-    with Capture("udp port 7200", functions="all", timeout=900) as cap:
-        reader = lab.popen("client", plain(read), stdout=subprocess.PIPE)
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == "up\n"
-        send(lab, "client", "127.0.0.1", 7200)
-        reader.wait(60)
-        settled(cap, 1)
-        record = cap.recording.start.raw
-    attached = len([f for f in record["functions"] if f["probe"] == "kprobe"]) - len(record["refused"])
-    print(cap.text(), f"{attached} functions attached in {record['timing']['kprobes']:.2f} s", sep="\n")
-    (packet,) = cap.packets.index
-    functions = cap.df.loc[packet, "func"].astype(str).tolist()
-    assert functions[0] in ("ip_send_skb", "udp_send_skb", "ip_make_skb", "__ip_local_out")
-    assert len(set(functions)) > 25
-    assert "__udp_enqueue_schedule_skb" in functions
-    assert cap.packets.loc[packet, "verdict"] == "delivered"
-    if VERSION >= (6, 12):
-        assert attached > 700
-        assert record["timing"]["kprobes"] < 2.0
-
-
 @pytest.mark.parametrize("family", [4, 6])
-def test_udp_tcp_and_icmp_through_three_namespaces(lab: Lab, family: int) -> None:
-    server = lab.address("server", family)
-    serve = listen(8080, kind="STREAM6" if family == 6 else "STREAM", then=ECHO)
-    talk = "import socket, sys; c = socket.create_connection((sys.argv[1], 8080)); "
-    talk += "c.sendall(b'ping'); assert c.recv(9) == b'ping'"
-    icmp = "icmp" if family == 4 else "icmp6[0] == 128 or icmp6[0] == 129"
-    with Capture(f"udp port 7300 or tcp port 8080 or {icmp}", timeout=600) as cap:
-        process = lab.popen("server", plain(serve), stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        lab.run("client", plain(talk, server), timeout=120)
-        process.wait(60)
-        send(lab, "client", server, 7300)
-        lab.run("client", ["ping", "-c1", "-W5", server], timeout=60)
-        settled(cap, 10)
-    packets = cap.packets
-    print(packets[["flow", "namespaces", "verdict", "hops"]].to_string())
+def test_udp_tcp_and_icmp_through_three_namespaces(recording: Recording, lab: Lab, family: int) -> None:
+    server, client = lab.address("server", family), lab.address("client", family)
+    packets = recording.packets
+    packets = packets[packets["src"].isin([server, client]) & packets["dst"].isin([server, client])]
     there, back = "client > router > server", "server > router > client"
     tcp = packets[packets["proto"] == "tcp"]
     assert len(tcp) >= 7
     assert set(tcp["namespaces"].astype(str)) == {there, back}
     assert (tcp["verdict"] == "delivered").sum() >= 2
-    udp = packets[packets["proto"] == "udp"].iloc[0]
+    udp = packets[packets["dport"] == 7300].iloc[0]
     assert (udp["namespaces"], udp["verdict"]) == (there, "dropped")
     pings = packets[packets["proto"].isin(["icmp", "icmp6"])]
     assert {there, back} <= set(pings["namespaces"].astype(str))
+    echo = pings[pings["flow"].str.contains("echo reply")].iloc[0]
+    assert echo["verdict"] == "delivered"
 
 
-def test_a_full_socket_buffer(lab: Lab) -> None:
-    hold = listen(7400, then="sys.stdin.read()", small=True)
-    with Capture("udp port 7400", timeout=600) as cap:
-        holder = lab.popen("server", plain(hold), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "up\n"
-        send(lab, "client", lab.address("server"), 7400, count=12, size=1000)
-        settled(cap, 8)
-    holder.communicate(timeout=60)
-    dropped = cap.packets[cap.packets["verdict"] == "dropped"]
+def test_a_full_socket_buffer(recording: Recording) -> None:
+    packets = to_port(recording, 7400)
+    dropped = packets[packets["verdict"] == "dropped"]
     assert len(dropped) >= 8
-    print(dropped[["reason", "where"]].drop_duplicates().to_string())
     assert dropped["where"].str.contains("udp").all()
     if HAS_REASONS:
         assert set(dropped["reason"]) == {"SOCKET_RCVBUFF"}
 
 
-@pytest.mark.parametrize("match", ["entry", "tc", "every"])
-def test_the_three_entry_modes(lab: Lab, match: str) -> None:
-    with Capture("udp port 7500", match=match, timeout=600) as cap:
+def test_loopback_from_socket_to_socket(lab: Lab, record_property: Note) -> None:
+    """All functions: a datagram's way from the sender's socket to the reader's."""
+    with Capture("udp port 7200", functions="all", timeout=1800) as cap:
+        reader = served(lab, "client", READ)
+        send(lab, "client", "127.0.0.1", 7200)
+        reader.communicate(timeout=300)
+        settled(cap, 1)
+        record = cap.recording.start.raw
+    planned = [function for function in record["functions"] if function["probe"] == "kprobe"]
+    attached = len({function["name"] for function in planned} - {row["name"] for row in record["refused"]})
+    seconds = record["timing"]["kprobes"]
+    (packet,) = cap.packets.index
+    functions = functions_of(cap, packet)
+    record_property("all", f"{attached} functions attached in {seconds:.2f} s, {len(set(functions))} of them passed")
+    print(cap.text())
+    assert functions[0] in ("ip_send_skb", "udp_send_skb", "ip_make_skb", "__ip_local_out")
+    assert len(set(functions)) > 25
+    assert "__udp_enqueue_schedule_skb" in functions
+    assert cap.packets.loc[packet, "verdict"] == "delivered"
+    assert attached > 700
+    if HAS_MULTI:
+        assert seconds < 2.0
+
+
+@pytest.mark.parametrize("match", ["tc", "every"])
+def test_the_other_entry_modes(lab: Lab, recording: Recording, match: str) -> None:
+    with Capture("udp port 7500", match=match, timeout=900) as cap:
         send(lab, "client", lab.address("router"), 7500)
         settled(cap, 1)
     (packet,) = cap.packets.index
-    functions = cap.df.loc[packet, "func"].astype(str).tolist()
-    assert (functions[0] == "tc_egress") == (match == "tc")
+    assert (functions_of(cap, packet)[0] == "tc_egress") == (match == "tc")
     assert cap.packets.loc[packet, "verdict"] == "dropped"
+    assert functions_of(recording, 1)[0] != "tc_egress"
 
 
 def test_a_list_in_the_papers_format(lab: Lab, tmp_path: Path) -> None:
     listing = tmp_path / "kp_funcs.txt"
     listing.write_text("ip_rcv\nip_local_deliver\nip_output\nkfree_skb 1\n")
-    with Capture("udp port 7600", functions=listing, timeout=600) as cap:
+    with Capture("udp port 7600", functions=listing, timeout=900) as cap:
         send(lab, "client", lab.address("router"), 7600)
         settled(cap, 1)
     functions = set(cap.df["func"].astype(str))
@@ -237,7 +308,7 @@ def test_a_list_in_the_papers_format(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_side_by_side_and_killed(lab: Lab) -> None:
-    with Capture("udp port 7700", timeout=600) as one, Capture("udp port 7701", timeout=600) as other:
+    with Capture("udp port 7700", timeout=900) as one, Capture("udp port 7701", timeout=900) as other:
         send(lab, "client", lab.address("router"), 7700)
         send(lab, "client", lab.address("router"), 7701)
         settled(one, 1)
@@ -249,7 +320,7 @@ def test_side_by_side_and_killed(lab: Lab) -> None:
     assert one.packets["dport"].tolist() == [7700, 7700]
     assert other.packets["dport"].tolist() == [7701]
     # Where TC hangs on clsact the killed one's filters stay, until the next start.
-    with Capture("udp port 9", timeout=600):
+    with Capture("udp port 9", timeout=900):
         pass
     shown = subprocess.run(["tc", "filter", "show", "dev", "lo", "egress"], capture_output=True, text=True, check=True)
     assert "bpfpath_nb" not in shown.stdout
