@@ -375,6 +375,7 @@ QUALITY: Final = (
     Column("hops", "int", "hops"),
     Column("probes", "int", "places in the kernel that were traced"),
     Column("refused", "int", "places that were asked for and could not be traced"),
+    Column("not_traced", "str", "those places, each with what is traced in its stead where something is"),
     Column("ladder", "str", "how the probes were attached"),
     Column("end", "str", "why the capture ended; empty while it runs, or where the tracer died"),
 )

@@ -64,6 +64,11 @@ class StartRecord:
     error: dict[str, str] | None
     raw: dict[str, Any] = field(repr=False)
 
+    @property
+    def limits(self) -> str:
+        """What there is not to be seen because the kernel has no kprobes, in one line; empty where it has."""
+        return next((entry.why for entry in self.refused if entry.name == "kprobes"), "")
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read and check a start record.

@@ -100,6 +100,9 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
         "hops": len(events),
         "probes": len(events.start.functions),
         "refused": len(events.start.refused),
+        "not_traced": ", ".join(
+            f"{entry.name} ({entry.instead} instead)" if entry.instead else entry.name for entry in events.start.refused
+        ),
         "ladder": events.start.ladder,
         "end": printable(str(events.end.get("reason", ""))) if events.end else "",
     }

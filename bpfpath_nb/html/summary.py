@@ -49,6 +49,7 @@ def summary_html(recording: Recording, status: str = "", name: str = "Recording"
     lines += [
         ("kernel", f"{start.release} ({start.machine}) on {start.host or 'an unnamed host'}"),
         ("probes", probes),
+        *([("limits", start.limits)] if start.limits else []),
         ("packets", f"{len(packets)} in {len(recording)} hops" + (f": {counted(packets)}" if len(packets) else "")),
     ]
     parts = [f"<p><b>{text(name)}</b></p>", facts(lines), warning(loss_lines(recording))]

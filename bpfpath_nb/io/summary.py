@@ -32,6 +32,8 @@ def summary_text(recording: Recording) -> str:
         f"filter   {start.filter or 'every packet'}",
         f"kernel   {start.release} on {start.host or 'an unnamed host'}, {start.ladder}",
     ]
+    if start.limits:
+        lines.append(f"limits   {start.limits}")
     if len(packets):
         lines.append(f"packets  {counted(packets)}")
     lines += [f"LOST     {line}" for line in loss_lines(recording)]

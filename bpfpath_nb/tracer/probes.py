@@ -189,7 +189,8 @@ def _plan_tracepoints(made: Plan, request: Request, kernel: Kernel) -> None:
         if name not in hooks and not _unsafe(name, kernel, made):
             made.probes.append(_tracepoint(name, len(made.probes), request, kernel, position, name in chosen.final))
     if request.functions != "drops":
-        why = "functions cannot be probed on this kernel; between TC and the socket only netfilter's hooks are seen"
+        seen = "only netfilter's hooks are" if hooks else "nothing is"
+        why = f"no kprobes here: between TC and socket {seen} seen"
         made.refused.append({"name": "kprobes", "why": why, "instead": "tracepoints"})
     _tell_what_is_missing(made, chosen)
 

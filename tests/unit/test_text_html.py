@@ -207,6 +207,14 @@ def test_a_loss_is_told_in_text_and_page():
     assert "(may lack hops)" in repr(recording)
 
 
+def test_a_kernel_without_kprobes_is_told_in_a_line():
+    why = "no kprobes here: between TC and socket nothing is seen"
+    recording = capture(1).recording(refused=[{"name": "kprobes", "why": why, "instead": "tracepoints"}])
+    assert f"limits   {why}" in repr(recording).splitlines()
+    assert why in Page(recording._repr_html_()).text
+    assert recording.quality["not_traced"] == "kprobes (tracepoints instead)"
+
+
 def test_each_path_unfolds_to_a_packet_that_took_it():
     recording = sample("dns")
     page = recording._repr_html_()
