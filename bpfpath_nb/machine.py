@@ -23,7 +23,7 @@ from bpfpath_nb.tracer.find_bcc import is_bcc, locate
 CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
 """What the tracer uses, by the numbers of linux/capability.h. CAP_SYS_ADMIN includes the last two."""
 
-PACKAGES = ("numpy", "pandas", "pyarrow", "pyroute2", "matplotlib", "ipywidgets", "IPython")
+PACKAGES = ("numpy", "pandas", "pyarrow", "pyroute2", "scipy", "matplotlib", "ipywidgets", "IPython")
 LAB_TOOLS = ("ip", "nsenter", "nft", "dnsmasq", "dig")
 
 _SYMBOLS = {

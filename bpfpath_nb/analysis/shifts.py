@@ -120,6 +120,7 @@ def shifts(seen: Observations, places: int) -> Shifts:
     longer, p, least = _rank_test(sample)
     (median_a, median_b), low, high = _quantile(sample, 0.5)
     (p99_a, p99_b), _, _ = _quantile(sample, 0.99)
+    median_a, median_b = np.rint(median_a), np.rint(median_b)
     shift = median_b - median_a
     below = np.hypot(median_b - low[1], high[0] - median_a)
     above = np.hypot(high[1] - median_b, median_a - low[0])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import streams
+from scipy import stats
 
-from bpfpath_nb import Recording
+from bpfpath_nb import Recording, compare, schema
 from bpfpath_nb.analysis.compare import Tables
+from bpfpath_nb.analysis.shifts import Observations, shifts
 from bpfpath_nb.analysis.sides import Selection
+from bpfpath_nb.analysis.significance import difference_interval, holm, in_reach, share_test
+from bpfpath_nb.errors import NamespaceError, OptionError
 
 TABLES = ("verdicts", "drops", "paths", "functions", "transitions")
 CLAIMS = ["added", "gone", "shifted", "slower", "faster"]
@@ -58,3 +63,319 @@ def test_halves_of_one_capture_do_not_differ() -> None:
         alarms += [(at, found)] if found else []
 
     assert len(alarms) < 10, alarms
+
+
+@pytest.mark.parametrize("spread", streams.SPREADS)
+def test_the_interval_of_a_shift_holds_the_truth(spread: str) -> None:
+    random = np.random.default_rng(11)
+    for size_a, size_b, strata in ((8, 8, 1), (30, 30, 1), (30, 300, 3), (400, 400, 1)):
+        # Each place is a comparison of its own.
+        places, truth = 400, 2500
+        packet = np.arange(places * (size_a + size_b))
+        place = np.concatenate([np.repeat(np.arange(places), size_a), np.repeat(np.arange(places), size_b)])
+        side = np.repeat([False, True], [places * size_a, places * size_b])
+        value = np.asarray(streams.SPREADS[spread](random, packet, len(packet))).astype(np.int64)
+        stratum = random.integers(0, strata, len(packet))
+
+        found = shifts(Observations(place, stratum, side, value + truth * side), places)
+
+        covered = (found.low <= truth) & (truth <= found.high)
+        # A share that is truly 95 % comes out below 92 % of 400 in one of 500 cases.
+        assert covered.mean() > 0.92, (size_a, size_b, strata)
+        assert (found.p[~np.isnan(found.p)] < 0.01).mean() > (0 if size_a == 8 else 0.5)
+
+
+def test_bursts_are_not_taken_for_a_difference() -> None:
+    """Packets in runs that are slow together: the plain rank test finds differences in most of such captures."""
+    random = np.random.default_rng(5)
+    places, size, run = 300, 400, 10
+    value = np.repeat(random.lognormal(8, 1, 2 * places * size // run), run).astype(np.int64)
+    place = np.tile(np.repeat(np.arange(places), size), 2)
+    side = np.repeat([False, True], places * size)
+
+    found = shifts(Observations(place, np.zeros_like(place), side, value), places)
+
+    assert (found.p < 0.05).mean() < 0.1
+    assert ((found.low <= 0) & (found.high >= 0)).mean() > 0.9
+
+
+# What is there
+
+
+@pytest.mark.parametrize(
+    ("packets", "delay", "spread"),
+    [(30, 20_000, "even"), (300, 2000, "heavy"), (5000, 300, "even"), (1000, 3000, "correlated")],
+)
+def test_a_delay_in_one_function_is_found(packets: int, delay: int, spread: str) -> None:
+    before = rec(packets, 1, kinds=USUAL, spread=spread)
+    after = rec(packets, 2, kinds=USUAL, spread=spread, delay={"tc_ingress": delay})
+
+    found = compare(before, after)
+
+    functions = found.functions
+    assert functions["change"].isin(CLAIMS).sum() == 1
+    assert functions["change"]["tc_ingress"] == "slower"
+    # Every packet passes it twice.
+    assert functions["shift_low"]["tc_ingress"].value <= 2 * delay <= functions["shift_high"]["tc_ingress"].value
+    assert functions["longer"]["tc_ingress"] > 0.5
+    steps = found.transitions.query("change == 'slower'")
+    assert list(steps.index) == [("tc_ingress", "ip_rcv")]
+    assert "Slower at the median in after: tc_ingress > ip_rcv" in found.summary
+    back = compare(after, before)
+    assert back.functions["change"]["tc_ingress"] == "faster"
+    assert abs(back.functions["shift"]["tc_ingress"].value + functions["shift"]["tc_ingress"].value) <= 1
+
+
+def test_a_slower_way_to_the_socket_is_told() -> None:
+    found = compare(rec(500, 1, kinds=USUAL), rec(500, 2, kinds=USUAL, delay={"netif_rx": 10_000_000}))
+
+    delivered = found.verdicts.loc["delivered"]
+    assert delivered["change"] == "slower"
+    assert delivered["shift_low"].value <= 20_000_000 <= delivered["shift_high"].value
+    assert "Median time to the socket rose from" in found.summary
+    assert "+20.0 ms, 95 % CI +20.0 ms to +20.0 ms" in found.summary
+
+
+def test_a_new_drop_is_found() -> None:
+    before = rec(500, 1, kinds=USUAL)
+    after = rec(480, 2, kinds=(*USUAL, "filtered"), weights=(0.31, 0.31, 0.31, 0.07))
+
+    found = compare(before, after)
+
+    drop = found.drops.loc[("NETFILTER_DROP", "nf_hook_slow", "router")]
+    count = int((after.packets["reason"] == "NETFILTER_DROP").sum())
+    assert (drop["packets_a"], drop["packets_b"], drop["change"]) == (0, count, "added")
+    assert drop["difference_low"] < 0.07 < drop["difference_high"]
+    assert list(found.drops["change"]) == ["added", "same"]
+    assert f"of the packets of after ({count} of 480) end in NETFILTER_DROP in netns router; none of before" in (
+        found.summary
+    )
+    gone = compare(after, before)
+    assert gone.drops["change"].iloc[0] == "gone"
+    assert "none of after does" in gone.summary
+
+
+def test_a_path_that_vanished_and_a_share_that_moved_are_found() -> None:
+    before = rec(400, 1, kinds=(*USUAL, "tapped"), weights=(0.4, 0.2, 0.2, 0.2))
+    after = rec(400, 2, kinds=USUAL, weights=(0.75, 0.05, 0.2))
+
+    found = compare(before, after)
+
+    changes = found.paths.groupby("verdict", observed=True)["change"].agg(list)
+    assert changes["delivered"] == ["shifted", "gone"]
+    assert changes["sent"] == ["same"]
+    answered = found.paths[found.paths["change"] == "shifted"]
+    answered = answered[answered["difference"] > 0].iloc[0]
+    assert answered["difference_low"] < 0.35 < answered["difference_high"]
+    assert set(before.paths.index) == set(found.paths.index)
+    assert found.align().divergence.hop == 8
+
+
+def test_a_change_of_mix_is_no_change_of_speed() -> None:
+    """Sent packets pass a function once and delivered ones twice; more of one kind makes nothing slower."""
+    before = rec(1000, 1, kinds=("answered", "left"), weights=(0.8, 0.2))
+    after = rec(1000, 2, kinds=("answered", "left"), weights=(0.2, 0.8))
+
+    found = compare(before, after)
+
+    assert not found.functions["change"].isin(["slower", "faster"]).any()
+    assert not found.transitions["change"].isin(["slower", "faster"]).any()
+    assert (found.paths["change"] == "shifted").all()
+
+
+# Sides
+
+
+def test_two_namespaces_of_one_recording() -> None:
+    recording = rec(300, 1, kinds=("answered", "filtered"))
+
+    found = compare(recording, netns=("client", "router"))
+
+    assert found.names == ("client", "router")
+    client = recording.df[recording.df["netns"].eq("client")]
+    assert found.functions["packets_a"]["net_dev_xmit"] == len(client.query("func == 'net_dev_xmit'"))
+    assert set(found.functions.index) == set(recording.df[recording.df["netns"] != "server"]["func"])
+    spent = client.groupby("packet")["gap"].sum()
+    delivered = recording.packets.index[recording.packets["verdict"] == "delivered"]
+    assert abs(found.verdicts["median_a"]["delivered"] - spent[delivered].median()).value <= 1
+    assert found.drops["packets_b"].sum() == (recording.packets["verdict"] == "dropped").sum()
+    assert found.drops["packets_a"].sum() == 0
+    assert "in netns client and router" in found.summary
+
+
+def test_two_packets() -> None:
+    recording = rec(10, 1, kinds=("answered", "filtered"))
+
+    found = compare(recording, packets=(1, 2))
+
+    assert found.names == ("packet 1", "packet 2")
+    assert not claims(found.tables)
+    assert "Packet 2 was dropped (NETFILTER_DROP) by nf_hook_slow in netns router" in found.summary
+    assert (
+        "The ways part after ip_rcv in netns router on left: packet 1 goes on to __dev_queue_xmit in netns router on "
+        "right, packet 2 goes on to kfree_skb in netns router on left." in found.summary
+    )
+    same = compare(recording, recording, packets=(1, int(recording.packets.query("verdict == 'delivered'").index[1])))
+    assert "Both passed the same functions in the same places." in same.summary
+    assert same.align().divergence is None
+
+
+def test_groups_of_packets() -> None:
+    recording = rec(200, 1)
+    dropped = recording.packets.query("verdict == 'dropped'")
+
+    found = compare(
+        recording, packets=(dropped, set(recording.packets.index) - set(dropped.index)), names=("bad", "ok")
+    )
+
+    assert found.verdicts["share_a"]["dropped"] == 1
+    assert found.verdicts["packets_b"].sum() == len(recording.packets) - len(dropped)
+    assert found.summary.startswith(f"Compared {len(dropped)} packets of bad with {200 - len(dropped)} of ok")
+
+
+def test_too_few_packets_are_said_to_be_too_few() -> None:
+    found = compare(rec(3, 1, kinds=("answered",)), rec(2, 2, kinds=("filtered",)))
+
+    assert not claims(found.tables)
+    assert "too thin to say anything: with 3 and 2 packets" in found.summary
+    assert list(found.drops["change"]) == ["unclear"]
+
+
+def test_functions_that_one_side_could_not_trace_are_no_difference() -> None:
+    before = rec(200, 1, kinds=USUAL)
+    functions = [dict(entry) for entry in streams.FUNCTIONS]
+    functions[streams.INDEX["ip_rcv.isra.0"]]["name"] = "ip_rcv_core"
+    after = streams.capture(200, seed=2, kinds=USUAL).recording(functions=functions)
+
+    found = compare(before, after)
+
+    assert not claims(found.tables)
+    assert not {"ip_rcv", "ip_rcv_core"} & set(found.functions.index)
+    assert "Left out: 1 function that only before traced (ip_rcv)." in found.summary
+
+
+def test_packets_that_may_lack_hops_make_no_new_paths() -> None:
+    found = compare(rec(1000, 1, kinds=USUAL), rec(1000, 2, kinds=USUAL, lost=0.002))
+
+    assert set(found.paths["change"]) == {"same"}
+    assert not found.functions["change"].isin(CLAIMS).any()
+    assert "of the 1000 packets of after may lack hops and are left out of paths and latencies" in found.summary
+    nothing_left = compare(rec(30, 1, kinds=USUAL), rec(30, 2, kinds=USUAL, lost=0.3))
+    assert not nothing_left.functions["change"].isin(CLAIMS).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"a": "x.parquet"}, OptionError, "takes recordings or captures, not str"),
+        ({}, OptionError, "needs two sides"),
+        ({"netns": ("client", "sever")}, NamespaceError, "'sever'. Near to that: server"),
+        ({"packets": (1, 77)}, OptionError, "no packet 77"),
+        ({"packets": (1, [])}, OptionError, "no packet was chosen for 'after'"),
+        ({"packets": (1, ["a"])}, OptionError, "by their numbers"),
+        ({"packets": 1}, OptionError, "packets= takes two values"),
+        ({"packets": (1, 2), "names": ("x", "x")}, OptionError, "called 'x'"),
+        ({"b": streams.capture(0).recording()}, OptionError, "'after' has no packets"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(arguments: dict, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        compare(**{"a": rec(10, 1)} | arguments)
+
+
+def test_a_path_that_nobody_took_is_said() -> None:
+    found = compare(rec(20, 1), rec(20, 2))
+    with pytest.raises(OptionError, match="took the path 'abc'"):
+        found.align("abc")
+
+
+# Columns and outputs
+
+
+@pytest.mark.parametrize("packets", [1, 60])
+def test_the_tables_are_as_the_schema_has_them(packets: int) -> None:
+    kinds = ("left",) if packets == 1 else tuple(streams.KINDS)
+    found = compare(rec(packets, 1, kinds=kinds), rec(packets, 2, kinds=kinds))
+    for name in TABLES:
+        table = getattr(found, name)
+        columns = getattr(schema, f"COMPARED_{name.upper()}")
+        assert list(table.columns) == [column.name for column in columns]
+        assert [str(dtype) for dtype in table.dtypes] == [column.dtype for column in columns]
+        index = getattr(schema, f"COMPARED_{name.upper()}_INDEX")
+        assert list(table.index.names) == [column.name for column in index]
+        assert list(table["change"].cat.categories) == list(schema.CHANGES)
+    aligned = found.align().frame
+    assert [(name, str(dtype)) for name, dtype in aligned.dtypes.items()] == [
+        (c.name, c.dtype) for c in schema.ALIGNMENT
+    ]
+
+
+def test_names_of_others_are_escaped(monkeypatch) -> None:
+    bad = "<script>alert(1)</script>"
+    monkeypatch.setattr(streams, "DEVICES", [(*row[:3], bad if row[2] == 2 else row[3]) for row in streams.DEVICES])
+    monkeypatch.setitem(streams.REASONS, "8", f"SKB_DROP_REASON_{bad}")
+
+    found = compare(rec(100, 1), rec(100, 2, kinds=("filtered",)), names=(bad, "after"))
+
+    page = found._repr_html_()
+    assert bad not in page
+    assert "&lt;script&gt;" in page
+    assert len(page) < 200_000
+
+
+def test_an_html_of_many_paths_stays_small(monkeypatch) -> None:
+    kinds = {f"k{at}": [("tc_egress", streams.CLIENT, 2)] * (100 + 3 * at) for at in range(60)}
+    monkeypatch.setattr(streams, "KINDS", kinds)
+
+    found = compare(rec(300, 1, kinds=tuple(kinds)), rec(300, 2, kinds=tuple(kinds)))
+
+    assert len(found._repr_html_()) < 200_000
+    assert len(repr(found)) < 10_000
+
+
+# Statistics
+
+
+def test_holm_and_tarone_by_hand() -> None:
+    p = np.array([0.01, np.nan, 0.04, 0.03])
+    np.testing.assert_allclose(holm(p), [0.03, np.nan, 0.06, 0.06])
+    np.testing.assert_allclose(holm(p, tables=2), [0.06, np.nan, 0.12, 0.12])
+    # Two can come under 0.05 / 2; the rest cannot at any number.
+    assert in_reach(np.array([0.001, 0.02, 0.2, 1.0]), 0.05).tolist() == [True, True, False, False]
+    assert not in_reach(np.array([0.2]), 0.05).any()
+
+
+def test_shares_against_scipy_and_the_published_interval() -> None:
+    random = np.random.default_rng(2)
+    of_a, of_b = 40, 70
+    count_a, count_b = random.integers(0, of_a + 1, 200), random.integers(0, of_b + 1, 200)
+
+    p, least = share_test(count_a, of_a, count_b, of_b)
+
+    for at in range(0, 200, 10):
+        table = [[count_a[at], of_a - count_a[at]], [count_b[at], of_b - count_b[at]]]
+        tails = [stats.fisher_exact(table, alternative=side).pvalue for side in ("less", "greater")]
+        assert p[at] == pytest.approx(min(1, 2 * min(tails)))
+    assert (p >= least - 1e-12).all()
+    # Newcombe 1998, table II, method 10: 56/70 and 48/80, 9/10 and 3/10, 10/10 and 0/10.
+    for (x, m), (y, n), bounds in [
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((10, 10), (0, 10), (0.6075, 1.0000)),
+    ]:
+        low, high = difference_interval(np.array([y]), n, np.array([x]), m)
+        assert (low[0], high[0]) == (pytest.approx(bounds[0], abs=5e-5), pytest.approx(bounds[1], abs=5e-5))
+
+
+def test_the_rank_test_is_scipys_where_there_is_one_stratum() -> None:
+    random = np.random.default_rng(4)
+    a, b = random.lognormal(8, 1, 200).astype(np.int64), random.lognormal(8.4, 1, 150).astype(np.int64)
+    seen = Observations(np.zeros(350, np.int64), np.zeros(350, np.int64), np.arange(350) >= 200, np.append(a, b))
+
+    found = shifts(seen, 1)
+
+    expected = stats.mannwhitneyu(b, a, method="asymptotic", use_continuity=False)
+    assert found.longer[0] == pytest.approx(expected.statistic / (200 * 150))
+    # The larger of two variances counts, so p may be larger but is near.
+    assert expected.pvalue <= found.p[0] < 10 * expected.pvalue
+    assert (found.median_a[0], found.median_b[0]) == (round(np.median(a)), round(np.median(b)))
