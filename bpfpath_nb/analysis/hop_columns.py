@@ -203,7 +203,12 @@ class FrameColumns(HopColumns):
     def takings(self) -> Takings:  # type: ignore[override]
         skb, pid, cpu = (self.df[name] for name in ("skb", "pid", "cpu"))
         return Takings(
-            self.packet_of, skb.to_numpy(np.uint64), self.func, pid.to_numpy(np.int64, na_value=-1), cpu.to_numpy()
+            self.packet_of,
+            skb.to_numpy(np.uint64),
+            self.func,
+            pid.to_numpy(np.int64, na_value=-1),
+            cpu.to_numpy(),
+            np.zeros(len(self), bool),  # a frame does not tell who freed a packet
         )
 
     def named(self, column: str) -> names.Named:

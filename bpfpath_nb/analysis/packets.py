@@ -30,7 +30,7 @@ with it, which is known by its address, and not the freeing function itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -124,9 +124,9 @@ def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]
     alone = (copies.living[copies.packet] == copies.lives)[copies.of]
 
     real = is_drop & ~bystander
-    reading = is_role("deliver") | is_end & _freed_in(events, start.readers)
+    reading = is_role("deliver") | is_end & events.freed_in(start.readers)
     meant = np.zeros(len(copies.packet), bool)
-    meant[copies.of[is_end & _freed_in(events, start.readers - _TAP_READERS)]] = True
+    meant[copies.of[is_end & events.freed_in(start.readers - _TAP_READERS)]] = True
     aside = reading & several[of_packet] & (hops["flags"] & EVENT_FLAGS["clone"] != 0)
     aside = np.flatnonzero(aside & ~meant[copies.of])
     reading[aside[_dropped_elsewhere(events, np.flatnonzero(real), aside)]] = False
@@ -158,8 +158,8 @@ def _drops_and_bystanders(
     drops = np.array([function.role == "drop" for function in start.functions] or [False], bool)
     is_drop = is_end & drops[events.hops["func"]]
     is_drop &= _by_number(reason, is_drop, start.is_drop_reason)
-    is_drop &= (events.hops["len"] > 0) | ~_freed_in(events, _CLOSERS)
-    bystander = is_end & _freed_in(events, _TAPS)
+    is_drop &= (events.hops["len"] > 0) | ~events.freed_in(_CLOSERS)
+    bystander = is_end & events.freed_in(_TAPS)
     bystander |= _by_number(reason, is_drop, lambda number: start.reason(number) in _BYSTANDERS)
     bystander &= events.copies.several[events.packet_of]
     return is_drop, bystander
@@ -204,14 +204,6 @@ def _left(
     row = np.full(len(copies.several), -1, np.intp)
     np.maximum.at(row, copies.packet[left], transmitted[left])
     return row
-
-
-def _freed_in(events: Events, functions: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Of each hop whether it freed the packet for one of these functions."""
-    wanted = frozenset(functions)
-    location = events.hops["location"]
-    addresses = [at for at, (symbol, _) in events.locations.items() if symbol in wanted]
-    return np.isin(location, np.array(addresses, np.uint64)) if addresses else np.zeros(len(location), np.bool_)
 
 
 def itineraries(packet_of: npt.NDArray[np.int32], count: int, netns: names.Named) -> names.Named:

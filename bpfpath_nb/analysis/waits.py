@@ -3,16 +3,18 @@
 A packet waits where one context puts it down and another, later, takes it up: the backlog of a CPU, a qdisc, the
 queue for an unresolved neighbour, a socket's receive queue, TCP's out-of-order queue. No event tells of waiting, but
 the functions around it do, and which ones is data: the rules of `catalogue.toml` (`queues`). A rule names functions
-that put a packet into a queue and functions that are met when it is taken out. The waiting is then the one gap that
-ends with the taking out: what the kernel still did with the packet after it was put in (waking the reader) is work.
+that put a packet into a queue and functions that are met when it is taken out.
 
 in        functions that put it in; without, the packet must have been in that queue wherever it was before
 out       functions met once it is out. The first after it was put in counts, on the same sk_buff
+reads     so does an end for a function that frees what the owner of a socket has read (`readers`)
 unless    the hop before is one of these: it is the same taking out, seen twice
 moved     only if the packet was taken out in another context (process or CPU) than it was put in: the functions are
           met as well where the packet goes straight through
 
-The first rule that fits a gap decides.
+The waiting is the gap that ends with the taking out. What whoever put the packet in still does with it before that
+(waking the reader) is work; but a gap in between that ends in another context, or at another copy, is waiting too: so
+it is while a neighbour is asked for again and again with copies of the packet. The first rule that fits decides.
 """
 
 from __future__ import annotations
@@ -34,19 +36,24 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Takings:
-    """What tells that a packet was put down and taken up: of each hop its packet, sk_buff, function and context."""
+    """What tells that a packet was put down and taken up.
+
+    Of each hop its packet, sk_buff, function and context, and whether it freed the packet for its reader.
+    """
 
     packet_of: npt.NDArray[np.integer[Any]]
     skb: npt.NDArray[np.uint64]
     func: names.Named
     pid: npt.NDArray[np.integer[Any]]
     cpu: npt.NDArray[np.integer[Any]]
+    read: Bools
 
     @classmethod
     def of_events(cls, events: Events) -> Takings:
         """All hops of a recording."""
         hops = events.hops
-        return cls(events.packet_of, hops["skb"], names.functions(events), hops["pid"], hops["cpu"])
+        read = events.freed_in(load().readers | events.start.readers)
+        return cls(events.packet_of, hops["skb"], names.functions(events), hops["pid"], hops["cpu"], read)
 
 
 def hop_waits(events: Events) -> npt.NDArray[np.int8]:
@@ -72,17 +79,32 @@ def waits(hops: Takings) -> npt.NDArray[np.int8]:
 
 def _gaps(rule: Queue, hops: Takings) -> npt.NDArray[np.intp]:
     """Rows whose gap is waiting by this rule."""
-    out = np.flatnonzero(_is_one(hops.func, rule.out))
+    is_out = _is_one(hops.func, rule.out)
+    out = np.flatnonzero(is_out | hops.read if rule.reads else is_out)
     out = out[out > 0]
     if rule.unless:
         out = out[~_is_one(hops.func, rule.unless)[out - 1]]
+    between = np.empty(0, np.intp)
     if rule.in_:
         put, out = _pairs(np.flatnonzero(_is_one(hops.func, rule.in_)), out, hops)
         if rule.moved:
-            moved = (hops.pid[put] != hops.pid[out]) | (hops.cpu[put] != hops.cpu[out])
-            out = out[moved]
-    rows: npt.NDArray[np.intp] = out[hops.packet_of[out - 1] == hops.packet_of[out]] - 1
-    return rows
+            moved = _moved(put, out, hops)
+            put, out = put[moved], out[moved]
+        between = _between(put, out, hops)
+    last = out[hops.packet_of[out - 1] == hops.packet_of[out]] - 1
+    return np.concatenate((last, between))
+
+
+def _moved(one: npt.NDArray[np.intp], other: npt.NDArray[np.intp], hops: Takings) -> Bools:
+    return np.asarray((hops.pid[one] != hops.pid[other]) | (hops.cpu[one] != hops.cpu[other]))
+
+
+def _between(put: npt.NDArray[np.intp], out: npt.NDArray[np.intp], hops: Takings) -> npt.NDArray[np.intp]:
+    """Rows from each `put` to its `out` after which the packet was seen in another context, or another copy was."""
+    count = out - 1 - put
+    rows = np.repeat(put - (np.cumsum(count) - count), count) + np.arange(count.sum())
+    found: npt.NDArray[np.intp] = rows[_moved(rows, rows + 1, hops) | (hops.skb[rows] != hops.skb[rows + 1])]
+    return found
 
 
 def _pairs(

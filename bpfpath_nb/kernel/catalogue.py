@@ -70,6 +70,7 @@ class Queue:
     out: frozenset[str]
     in_: frozenset[str] = frozenset()
     unless: frozenset[str] = frozenset()
+    reads: bool = False
     moved: bool = False
 
 
@@ -180,10 +181,12 @@ def _read(path: Path) -> Catalogue:
 
 
 def _queue(entry: Mapping[str, Any]) -> Queue:
-    if set(entry) - {"queue", "in", "out", "unless", "moved"} or entry["queue"] not in QUEUES:
+    if set(entry) - {"queue", "in", "out", "unless", "reads", "moved"} or entry["queue"] not in QUEUES:
         raise ValueError(f"no such queue, or no such field: {entry}")
     names = {key: frozenset(entry.get(key, ())) for key in ("out", "in", "unless")}
-    return Queue(entry["queue"], names["out"], names["in"], names["unless"], bool(entry.get("moved", False)))
+    return Queue(
+        entry["queue"], names["out"], names["in"], names["unless"], bool(entry.get("reads")), bool(entry.get("moved"))
+    )
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

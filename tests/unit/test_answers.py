@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +14,10 @@ from streams import CLIENT, EMPTY, END, ENTRY, HOOK, LAST, ROUTER, capture, fact
 from bpfpath_nb import schema
 from bpfpath_nb.analysis.hops import NAT
 from bpfpath_nb.analysis.quantiles import quantiles
+from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.recording import Recording
+from bpfpath_nb.schema import QUEUES
 
 FRAMES = {
     "paths": (schema.PATHS_INDEX, schema.PATHS),
@@ -105,8 +109,9 @@ def test_transitions_say_how_long_they_took(recording):
 
 def test_a_transition_through_a_queue_is_a_wait(recording):
     waits = recording.transitions[recording.transitions["kind"] == "wait"]
-    # While the packet lies in the backlog its sender still has a hop; what comes after that is waiting.
+    # While the packet lies in the backlog its sender still has a hop.
     assert waits["queue"].to_dict() == {
+        ("netif_rx", "net_dev_xmit"): "backlog",
         ("net_dev_xmit", "netif_receive_skb"): "backlog",
         ("ip_rcv", "skb_copy_datagram_iovec"): "socket",
     }
@@ -205,3 +210,45 @@ def test_quantiles_are_exact(rows):
         else:
             told.pop("total")  # may not fit
             assert told == {name: value for name, value in expected(of_group).items() if name != "total"}
+
+
+def queues(*hops: tuple[str, int, int], reader: str = "udp_recvmsg") -> list[str]:
+    """What each gap is, of hops given as (function, process, sk_buff); `reader` frees the packet where it ends."""
+    known = list(dict.fromkeys(name for name, _, _ in hops))
+    functions = [{"name": name, "layer": "ip", "probe": "kprobe"} for name in known]
+    rows = [
+        {"func": known.index(name), "pid": pid, "skb": skb, "location": READER if name == "skb_free_head" else 0}
+        for name, pid, skb in hops
+    ]
+    events = of_hops(*rows, functions=functions, readers=[reader]).events
+    events = dataclasses.replace(events, locations={READER: (reader, 5)})
+    return [QUEUES[code] if code >= 0 else "work" for code in hop_waits(events)[:-1].tolist()]
+
+
+READER = 0xFFFFFFFF81000000
+
+
+@pytest.mark.parametrize(
+    ("hops", "expected"),
+    [
+        ("enqueue_to_backlog:1 __netif_receive_skb:1 ip_rcv:1", "backlog work"),
+        ("netif_rx:1 enqueue_to_backlog:1 tcp_rate_skb_sent:1:2 netif_receive_skb:1", "work backlog backlog"),
+        ("__dev_queue_xmit:1 dev_hard_start_xmit:1", "work"),
+        ("__dev_queue_xmit:1 validate_xmit_skb:2 dev_hard_start_xmit:2", "qdisc work"),
+        ("net_dev_queue:1 qdisc_enqueue:1 qdisc_dequeue:1 net_dev_start_xmit:1", "work qdisc work"),
+        ("__neigh_event_send:1 __dev_queue_xmit:1", "work"),
+        ("__neigh_event_send:1 consume_skb:1:2 neigh_resolve_output:1", "neighbour neighbour"),
+        ("neigh_event_send_done:1 consume_skb:2:2 consume_skb:2:3 tc_egress:2", "neighbour neighbour neighbour"),
+        ("__udp_enqueue_schedule_skb:1 skb_consume_udp:2 skb_release_data:2", "socket work"),
+        ("__udp_enqueue_schedule_skb:1 kfree_skb:1", "work"),
+        ("nf_input:1 skb_copy_datagram_iovec:2 consume_skb:2", "socket work"),
+        ("nf_input:1 skb_free_head:1", "socket"),
+        ("ip_rcv:1 skb_copy_datagram_iter:2 skb_copy_datagram_iovec:2 skb_copy_datagram_iter:2", "socket work socket"),
+        ("tcp_queue_rcv:1 tcp_event_data_recv:1 skb_copy_datagram_iter:2", "work socket"),
+        ("tcp_data_queue:1 tcp_data_queue_ofo:1 skb_copy_datagram_iter:2", "work out-of-order"),
+        ("tcp_v4_rcv:1 tcp_add_backlog:1 tcp_v4_do_rcv:2", "work socket"),
+    ],
+)  # fmt: skip
+def test_waiting_is_told_from_work(hops, expected):
+    parts = [(*hop.split(":"), "1")[:3] for hop in hops.split()]
+    assert queues(*[(name, int(pid), int(skb)) for name, pid, skb in parts]) == expected.split()
