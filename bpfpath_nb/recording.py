@@ -8,6 +8,7 @@ in `RecordingViews`, in terms of the one property `recording`.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from bpfpath_nb.analysis.namespaces import namespaces_frame
 from bpfpath_nb.analysis.packets import packets_frame, verdicts
 from bpfpath_nb.analysis.paths import Paths, find_paths, paths_frame
 from bpfpath_nb.analysis.transitions import transitions_frame
+from bpfpath_nb.errors import OptionError
 from bpfpath_nb.stream import Batch, Reader, Source
 
 if TYPE_CHECKING:
@@ -228,6 +230,28 @@ class RecordingViews:
 
         return save(self.recording.events, Path(path))
 
+    def redact(self, key: str | bytes | None = None) -> Recording:
+        """The recording with other names and addresses, to be shown to others.
+
+        Addresses of IP and Ethernet, names of namespaces, interfaces and processes, and the host's are replaced, each
+        by the same everywhere. Two addresses of one subnet are of one subnet afterwards; loopback, private, link-local
+        and group addresses stay in their class. All bytes behind the headers are left out, so are options of the
+        headers and whatever the filter names. Ports, times and paths stay (`analysis.redact` lists it all).
+
+        Parameters
+        ----------
+        key : str or bytes, optional
+            A secret. Recordings that are redacted with the same one have the same replacements, so that they can be
+            compared. Without it, a new one that nobody knows.
+
+        Returns
+        -------
+        Recording
+        """
+        from bpfpath_nb.analysis.redact import redact
+
+        return Recording(redact(self.recording.events, secrets.token_bytes(32) if key is None else _key_bytes(key)))
+
     def to_pcapng(self, path: str | os.PathLike[str]) -> Path:
         """Write the packets to a pcapng file, for Wireshark and tshark.
 
@@ -398,6 +422,12 @@ class Recording(RecordingViews):
         from bpfpath_nb.html.summary import summary_html
 
         return summary_html(self)
+
+
+def _key_bytes(key: object) -> bytes:
+    if not isinstance(key, (str, bytes)) or not key:
+        raise OptionError("The key is a text or bytes that only you know, and not empty.")
+    return key.encode() if isinstance(key, str) else key
 
 
 def _document() -> None:

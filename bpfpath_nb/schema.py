@@ -195,6 +195,7 @@ START_RECORD: Final = {
     "timing": "seconds that compiling the probes and attaching the kprobes took",
     "ladder": "which rung of attaching is in use: kprobe.multi, kprobe or tracepoint, and for TC tcx or clsact",
     "clock": "{monotonic, realtime}: the same instant by both clocks, in ns",
+    "redacted": "true where names and addresses were replaced (`Recording.redact`)",
     "error": "only where the capture could not start: {type, message}",
 }
 

@@ -14,6 +14,8 @@ RFC 826, ports of UDP RFC 768, TCP RFC 9293, SCTP RFC 9260, DCCP RFC 4340, UDP-L
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -55,7 +57,7 @@ _FRAGMENT, _AUTHENTICATION = 44, 51
 _MOST_EXTENSIONS = 8
 
 
-class _Matrix:
+class Matrix:
     """The packets' bytes, with reads that know where the stored bytes end."""
 
     def __init__(self, data: npt.NDArray[np.uint8], caplen: npt.NDArray[Any]) -> None:
@@ -84,13 +86,14 @@ def parse(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 
     Fields that a packet does not have are zero (VLAN ids -1), so that equal flows are equal bytes.
     """
-    return _parse(facts)[0]
+    return located(facts).parsed
 
 
 def tcp_flags(facts: npt.NDArray[np.void], rows: npt.NDArray[np.intp]) -> names.Named:
     """The flags in the TCP headers of some rows of `facts`, as `SYN ACK`; none where there is no such header or row."""
     known = np.flatnonzero(rows >= 0)
-    parsed, matrix, transport = _parse(facts[rows[known]])
+    found = located(facts[rows[known]])
+    parsed, matrix, transport = found.parsed, found.matrix, found.transport
     has = (parsed["proto"] == _TCP) & (parsed["fragment"] == 0) & matrix.has(transport, 14)
     has &= (parsed["kind"] == KINDS["ip"]) | (parsed["kind"] == KINDS["ip6"])
     flags = np.full(len(rows), -1, np.int32)
@@ -102,11 +105,30 @@ def tcp_flags(facts: npt.NDArray[np.void], rows: npt.NDArray[np.intp]) -> names.
     return names.look_up(flags, name)
 
 
-def _parse(facts: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], _Matrix, Offsets]:
-    """The parsed headers, the bytes, and where the transport header begins."""
+@dataclass(frozen=True)
+class Located:
+    """Parsed headers, and where they stand.
+
+    Attributes
+    ----------
+    parsed : structured array of PARSED_DTYPE
+    matrix : Matrix
+        The bytes.
+    network, transport : arrays
+        Where these headers begin; `transport` means something for IP packets only.
+    """
+
+    parsed: npt.NDArray[np.void]
+    matrix: Matrix
+    network: Offsets
+    transport: Offsets
+
+
+def located(facts: npt.NDArray[np.void]) -> Located:
+    """Parse as `parse` does, and keep where the headers stand."""
     parsed = np.zeros(len(facts), PARSED_DTYPE)
     parsed["outer"] = parsed["inner"] = -1
-    matrix = _Matrix(np.ascontiguousarray(facts["headers"]), facts["caplen"])
+    matrix = Matrix(np.ascontiguousarray(facts["headers"]), facts["caplen"])
     ethertype, offset = _link(matrix, facts, parsed)
     parsed["ethertype"] = ethertype
 
@@ -124,11 +146,11 @@ def _parse(facts: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], _Matrix, 
     transport = offset + np.where(four, (matrix.u8(offset) & 15) * 4, 40)
     _extensions(matrix, six, matrix.u8(offset + 6), transport, parsed)
     _ends(matrix, (four | six) & (parsed["fragment"] == 0), transport, parsed)
-    return parsed, matrix, transport
+    return Located(parsed, matrix, offset, transport)
 
 
 def _link(
-    matrix: _Matrix, facts: npt.NDArray[np.void], parsed: npt.NDArray[np.void]
+    matrix: Matrix, facts: npt.NDArray[np.void], parsed: npt.NDArray[np.void]
 ) -> tuple[npt.NDArray[np.int32], Offsets]:
     """Ethertype of each packet and where its network header begins, past the VLAN tags."""
     zero = np.zeros(len(facts), np.intp)
@@ -159,7 +181,7 @@ def _link(
     return ethertype, offset
 
 
-def _arp(matrix: _Matrix, offset: Offsets, rows: Bools, parsed: npt.NDArray[np.void]) -> None:
+def _arp(matrix: Matrix, offset: Offsets, rows: Bools, parsed: npt.NDArray[np.void]) -> None:
     # Of Ethernet and IPv4 only: protocol 0x0800, address sizes 6 and 4.
     rows = rows & matrix.has(offset, 28) & (matrix.u16(offset + 2) == 0x0800) & (matrix.u16(offset + 4) == 0x0604)
     parsed["kind"][rows] = KINDS["arp"]
@@ -169,11 +191,43 @@ def _arp(matrix: _Matrix, offset: Offsets, rows: Bools, parsed: npt.NDArray[np.v
 
 
 def _extensions(
-    matrix: _Matrix, rows: Bools, following: npt.NDArray[np.int32], offset: Offsets, parsed: npt.NDArray[np.void]
+    matrix: Matrix, rows: Bools, following: npt.NDArray[np.int32], offset: Offsets, parsed: npt.NDArray[np.void]
 ) -> None:
     """Walk over IPv6 extension headers; `offset` is moved, in place, to what comes after them."""
     following = following.copy()
-    walking = rows.copy()
+    for header in extension_headers(matrix, rows, following, offset):
+        parsed["fragment"][header.later] = 1
+        following[header.rows] = header.following[header.rows]
+        offset += header.size
+    parsed["proto"][rows] = following[rows]
+
+
+@dataclass(frozen=True)
+class ExtensionHeader:
+    """The next IPv6 extension header of those packets that have one.
+
+    Attributes
+    ----------
+    rows, options, later : arrays of bool
+        Which packets have it; of which it is options or routing; of which it says that what follows is no header but
+        the middle of a packet.
+    offset, size, following : arrays
+        Where it begins, how long it is (0 for the others), and which header follows.
+    """
+
+    rows: Bools
+    options: Bools
+    later: Bools
+    offset: Offsets
+    size: npt.NDArray[np.int32]
+    following: npt.NDArray[np.int32]
+
+
+def extension_headers(
+    matrix: Matrix, rows: Bools, following: npt.NDArray[np.int32], offset: Offsets
+) -> Iterator[ExtensionHeader]:
+    """Walk over IPv6 extension headers from `offset` on, where the header `following` begins."""
+    walking, following, offset = rows.copy(), following.copy(), offset.copy()
     for _ in range(_MOST_EXTENSIONS):
         walking &= matrix.has(offset, 8)
         is_options = walking & np.isin(following, _OPTIONS)
@@ -183,16 +237,15 @@ def _extensions(
         if not walking.any():
             break
         later = is_fragment & (matrix.u16(offset + 2) >> 3 != 0)
-        parsed["fragment"][later] = 1
         units = matrix.u8(offset + 1)
         size = np.select([is_options, is_fragment, is_authentication], [(units + 1) * 8, 8, (units + 2) * 4], 0)
         following = np.where(walking, matrix.u8(offset), following)
+        yield ExtensionHeader(walking.copy(), is_options, later, offset.copy(), size, following)
         offset += size
-        walking &= ~later  # what follows is the middle of something
-    parsed["proto"][rows] = following[rows]
+        walking &= ~later
 
 
-def _ends(matrix: _Matrix, rows: Bools, offset: Offsets, parsed: npt.NDArray[np.void]) -> None:
+def _ends(matrix: Matrix, rows: Bools, offset: Offsets, parsed: npt.NDArray[np.void]) -> None:
     has_ports = rows & np.isin(parsed["proto"], _WITH_PORTS) & matrix.has(offset, 4)
     parsed["sport"][has_ports] = matrix.u16(offset)[has_ports]
     parsed["dport"][has_ports] = matrix.u16(offset + 2)[has_ports]
