@@ -17,13 +17,17 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.collections import PolyCollection
 
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.waits import Takings, waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.io.text import no_such_packet, outcome
 from bpfpath_nb.plot import style
+from bpfpath_nb.schema import EVENT_FLAGS, QUEUES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from bpfpath_nb.analysis.events import Events
     from bpfpath_nb.recording import Recording, RecordingViews
 
 Lanes = Literal["dev", "netns", "cpu"]
@@ -47,6 +51,7 @@ class _Way:
     layer: list[str]
     netns: list[str]
     copy: npt.NDArray[np.intp]
+    queue: npt.NDArray[np.int8]
     lane: npt.NDArray[np.intp]
     lanes: list[str]
 
@@ -114,7 +119,7 @@ def timeline(
     ax.set_ylim(tops[-1], 0)
     style.seconds_axis(ax, colours, "time since the first hop", way.span)
     ax.spines["left"].set_visible(False)
-    rows = style.legend(ax, colours, style.layer_entries(way.layer))
+    rows = style.legend(ax, colours, style.layer_entries(way.layer, waits=bool((way.queue >= 0).any())))
     _title(ax, colours, whole, at, rows)
     named = "" if detail else "Names stand where they fit; `detail=True` gives each function a row."
     style.note(ax, colours, whole, named)
@@ -133,7 +138,7 @@ def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
         place = pd.Series([f"{ns}\0{dev}" for ns, dev in zip(place, _texts(dev, "no interface"), strict=True)])
     elif lanes == "cpu":
         place = pd.Series([f"CPU {cpu}" for cpu in hops["cpu"]])
-    lane, names = pd.factorize(place)
+    lane, places = pd.factorize(place)
     layer = _texts(hops["layer"])
     return _Way(
         begin,
@@ -142,10 +147,30 @@ def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
         [style.LAYER_COLOURS[name] for name in layer],
         layer,
         _texts(netns),
-        pd.factorize(recording.events.copies.of[first : first + count])[0],
+        _copies(recording.events, slice(first, first + count)),
+        _waits(recording.events, slice(first, first + count)),
         np.asarray(lane, np.intp),
-        [str(name) for name in names],
+        [str(name) for name in places],
     )
+
+
+def _copies(events: Events, rows: slice) -> npt.NDArray[np.intp]:
+    """Number each hop's sk_buff, from 0. What comes under an address after its end is another one."""
+    ended = events.hops["flags"][rows] & EVENT_FLAGS["end"] != 0
+    copy = pd.Series(events.copies.of[rows])
+    lives = pd.Series(ended).groupby(copy).transform(lambda own: own.shift(fill_value=False).cumsum())
+    return np.asarray(pd.factorize(pd.MultiIndex.from_arrays([copy, lives]))[0], np.intp)
+
+
+def _waits(events: Events, rows: slice) -> npt.NDArray[np.int8]:
+    """As `hop_waits`, for one packet of many."""
+    hops, func = events.hops, names.functions(events)
+    return waits(
+        Takings(
+            events.packet_of[rows], hops["skb"][rows], names.Named(func.codes[rows], func.names), hops["pid"][rows],
+            hops["cpu"][rows],
+        )
+    )  # fmt: skip
 
 
 def _texts(column: Any, missing: str = "?") -> list[str]:
@@ -178,22 +203,25 @@ def _bars(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64])
     end = np.maximum(way.end, way.begin + way.span / 400)
     low, high = row - _BAR / 2, row + _BAR / 2
     corners = np.stack([way.begin, low, end, low, end, high, way.begin, high], axis=1).reshape(-1, 4, 2)
-    bars = PolyCollection(list(corners), facecolors=way.colour, linewidths=0, zorder=3)
-    bars.set_gid("spans")
-    ax.add_collection(bars)
+    colour = np.array(way.colour, dtype=object)
+    for which, gid in ((way.queue < 0, "spans"), (way.queue >= 0, "waits")):
+        bars = PolyCollection(list(corners[which]), facecolors=list(colour[which]), linewidths=0, zorder=3, gid=gid)
+        if gid == "waits":
+            bars.set(hatch=style.WAIT_HATCH, edgecolor=theme.paper)
+        ax.add_collection(bars)
 
 
 def _moves(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64]) -> None:
     """From lane to lane a line; where the namespace changes, an arrow.
 
-    Each copy of the packet goes its own way, from the hop that made it.
+    Each copy of the packet goes its own way; a new one comes from the hop before.
     """
     seen: dict[int, int] = {}
     for to, copy in enumerate(way.copy.tolist()):
         of, seen[copy] = seen.get(copy, to - 1), to
         if of < 0 or way.lane[of] == way.lane[to]:
             continue
-        crossing = way.netns[of] != way.netns[to]
+        crossing = way.copy[of] == copy and way.netns[of] != way.netns[to]
         edge = _BAR / 2 if row[to] > row[of] else -_BAR / 2
         ax.annotate(
             "", (way.begin[to], row[to] - edge), (way.begin[to], row[of] + edge), zorder=2.5,
@@ -210,30 +238,30 @@ def _names_beside(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.f
     """Each function's name and time, right of its bar, or left where the right has no room."""
     last = len(way.func) - 1
     for at, func in enumerate(way.func):
-        said = style.plain(func, 48) + (f" (clone {way.copy[at]})" if way.copy[at] else "")
-        said += f"  {style.duration(way.end[at] - way.begin[at])}" if at < last else ""
+        said = style.plain(func, 48) + (" (clone)" if way.copy[at] else "")
+        waits_in = f"  waits: {QUEUES[way.queue[at]]}" if way.queue[at] >= 0 else ""
+        said += f"{waits_in}  {style.duration(way.end[at] - way.begin[at])}" if at < last else ""
         ink = theme.ink
         if at == last and ending:
             said, ink = f"{said}  {style.plain(ending, 60)}", theme.alarm
-        left, right = way.begin[at] / way.span, way.end[at] / way.span
-        room = len(said) * 0.0085 + 0.02
-        x, ha, shift = way.end[at], "left", 4
-        if 1 - right < room:
-            if left > room:
-                x, ha, shift = way.begin[at], "right", -4
-            else:
-                x, ink = way.begin[at], style.text_on(way.colour[at])
+        room = style.text_width(ax, said) * way.span
+        x, ha, shift, behind = way.end[at], "left", 4, None
+        if way.end[at] + room > way.span * 1.03:
+            x, ha, shift = way.begin[at], "right", -4
+            if x < room:
+                # Neither side has room: over its own bar.
+                x, behind = way.span * 1.03, {"facecolor": theme.paper, "alpha": 0.85, "linewidth": 0, "pad": 0.5}
         if at == last:
             shift *= 2
         ax.annotate(said, (x, row[at]), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center_baseline",
-                    fontsize=style.SMALL, color=ink, zorder=4, gid="function")  # fmt: skip
+                    fontsize=style.SMALL, color=ink, zorder=4, gid="function", bbox=behind)  # fmt: skip
 
 
 def _names_inside(ax: Axes, way: _Way, row: npt.NDArray[np.float64]) -> None:
-    for at in np.flatnonzero((way.end - way.begin) / way.span > 0.02).tolist():
-        func = way.func[at]
-        if len(func) * 0.0088 < (way.end[at] - way.begin[at]) / way.span:
-            ax.annotate(style.plain(func, 48), ((way.begin[at] + way.end[at]) / 2, row[at]), ha="center",
+    for at in np.flatnonzero(((way.end - way.begin) / way.span > 0.02) & (way.queue < 0)).tolist():
+        func = style.plain(way.func[at], 48)
+        if style.text_width(ax, func) < (way.end[at] - way.begin[at]) / way.span:
+            ax.annotate(func, ((way.begin[at] + way.end[at]) / 2, row[at]), ha="center",
                         va="center_baseline", fontsize=style.SMALL, color=style.text_on(way.colour[at]), zorder=4,
                         gid="function")  # fmt: skip
 
