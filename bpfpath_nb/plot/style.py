@@ -204,10 +204,14 @@ def line_entry(colour: str, name: str, **options: Any) -> tuple[Artist, str]:
 
 
 _UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+_LONG: Final = ((10_800e9, 3600e9, "h"), (300e9, 60e9, "min"))
 
 
 def unit_of(ns: float) -> tuple[float, str]:
-    """The largest unit in which a span is 1 or more: its length in ns, and its name."""
+    """The unit that suits a span: its length in ns, and its name."""
+    for least, size, name in _LONG:
+        if ns >= least:
+            return size, name
     return next(((size, name) for size, name in _UNITS if ns >= size), _UNITS[-1])
 
 

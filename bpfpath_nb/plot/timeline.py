@@ -9,6 +9,7 @@ a lane, with names where they fit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -21,7 +22,7 @@ from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.waits import Takings, waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.io.text import no_such_packet, outcome
-from bpfpath_nb.plot import style
+from bpfpath_nb.plot import packets, style
 from bpfpath_nb.schema import EVENT_FLAGS, QUEUES
 
 if TYPE_CHECKING:
@@ -63,31 +64,33 @@ class _Way:
 
 def timeline(
     recording: RecordingViews,
-    packet: int,
+    packet: int | Iterable[int] | None = None,
     *,
     lanes: Lanes = "dev",
     detail: bool | None = None,
     ax: Axes | None = None,
     theme: style.ThemeName | None = None,
 ) -> Axes:
-    """Draw the way of one packet through the kernel.
+    """Draw the way of one packet through the kernel, or of many side by side.
 
     Parameters
     ----------
     recording : Recording or Capture
-    packet : int
-        Its number, as in the index of `packets`.
+    packet : int or several, optional
+        Its number, as in the index of `packets`. Of several, or by default of all, up to 24 have a row each; more
+        become one row for each path, every step as long as its median.
     lanes : "dev", "netns" or "cpu"
-        What has a lane of its own: each interface of each namespace, each namespace, or each CPU.
+        Of one packet: what has a lane of its own, each interface of each namespace, each namespace, or each CPU.
     detail : bool, optional
-        A row for each function, with its name, or one for each lane. By default rows for packets of up to 90 hops.
+        Of one packet: a row for each function, with its name, or one for each lane. By default rows for packets of up
+        to 90 hops.
     ax, theme
         Axes to draw on, and "light" or "dark"; by default a new figure and what suits it.
 
     Returns
     -------
     Axes
-        x is time since the packet's first hop in ns, labelled in the unit that suits.
+        x is time since each packet's first hop in ns, labelled in the unit that suits.
 
     Raises
     ------
@@ -97,6 +100,8 @@ def timeline(
     whole = recording.recording
     if lanes not in {"dev", "netns", "cpu"}:
         raise OptionError(f"There are no lanes {lanes!r}: a lane is a 'dev', a 'netns' or a 'cpu'.")
+    if packet is None or isinstance(packet, Iterable):
+        return packets.draw(whole, packet, ax, theme)
     if packet not in whole.packets.index:
         raise OptionError(no_such_packet(packet, whole.packets))
     at = int(whole.events.packets.searchsorted(packet))
