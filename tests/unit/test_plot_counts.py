@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from pictures import assert_legible, named, untouched, words
 from streams import Capture, capture
 
@@ -14,7 +15,7 @@ from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import FunctionError, OptionError
 from bpfpath_nb.plot import style
 from bpfpath_nb.recording import Recording
-from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE, LAYERS
+from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
 
 EMPTY = Capture(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
 PICTURES = {
@@ -57,9 +58,9 @@ def test_all_of_it_can_be_read(few: Recording, name: str) -> None:
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_twenty_thousand_packets_can_be_read_and_take_a_moment(many: Recording, name: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     ax = PICTURES[name](many.plot)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     assert_legible(ax)
 
 
@@ -79,7 +80,9 @@ def test_drops_are_counted_by_reason_and_function(few: Recording) -> None:
     ax = few.plot.drops()
     counted = few.drops.groupby(["reason", "func"], observed=True).size()
     assert sorted(rows(ax)) == sorted(f"{reason} in {func}" for reason, func in counted.index)
-    widths = {rows(ax)[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in ax.patches if bar.get_width()}
+    widths = {
+        rows(ax)[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in ax.patches if bar.get_width()
+    }
     assert widths == {f"{reason} in {func}": count for (reason, func), count in counted.items()}
 
 
@@ -125,10 +128,11 @@ def test_waiting_is_hatched_in_namespaces(few: Recording) -> None:
 
 def test_each_layer_has_its_colour_in_namespaces(few: Recording) -> None:
     ax = few.plot.namespaces()
-    told = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert [name for name in told if name != "waits"] == [
-        layer for layer in style.LAYER_COLOURS if layer in set(few.df["layer"].dropna()) and layer in LAYERS
-    ]
+    told = {text.get_text() for text in ax.get_legend().get_texts()}
+    assert told - {"waits"} == set(few.df["layer"].dropna())
+    assert {to_hex(bar.get_facecolor()) for bar in ax.patches} == {
+        style.LAYER_COLOURS[name] for name in told - {"waits"}
+    }
 
 
 def test_few_packets_are_points_in_time(few: Recording) -> None:
@@ -174,7 +178,9 @@ def test_many_packets_are_one_row_a_path_and_it_says_so(few: Recording) -> None:
 
 def test_a_row_ends_with_the_sum_of_its_steps_medians(few: Recording) -> None:
     ax = few.plot.timeline()
-    (path, netns), _ = max(few.packets.groupby(["path", "namespaces"], observed=True).size().items(), key=lambda x: x[1])
+    (path, netns), _ = max(
+        few.packets.groupby(["path", "namespaces"], observed=True).size().items(), key=lambda x: x[1]
+    )
     own = few.packets.index[(few.packets["path"] == path) & (few.packets["namespaces"] == netns)]
     gaps = few.df.loc[own, "gap"].astype("int64").groupby(level="hop").median()
     ends = [float(mark.get_xdata()[0]) for mark in named(ax, "end")]

@@ -109,9 +109,9 @@ def test_what_is_left_out_is_told(recording: Recording) -> None:
 def test_twenty_thousand_packets_take_a_moment() -> None:
     many = capture(20_000).recording()
     assert len(many.df)  # The frame is made once, whatever is drawn.
-    begin = time.perf_counter()
+    begin = time.process_time()
     many.plot.latency(["netns", "func"])
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("of", ["gap", "total", "duration"])
