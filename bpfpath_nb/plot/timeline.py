@@ -18,8 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.collections import PolyCollection
 
-from bpfpath_nb.analysis import names
-from bpfpath_nb.analysis.waits import Takings, waits
+from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.io.text import no_such_packet, outcome
 from bpfpath_nb.plot import packets, style
@@ -153,7 +152,7 @@ def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
         layer,
         _texts(netns),
         _copies(recording.events, slice(first, first + count)),
-        _waits(recording.events, slice(first, first + count)),
+        hop_waits(recording.events)[first : first + count],
         np.asarray(lane, np.intp),
         [str(name) for name in places],
     )
@@ -165,17 +164,6 @@ def _copies(events: Events, rows: slice) -> npt.NDArray[np.intp]:
     copy = pd.Series(events.copies.of[rows])
     lives = pd.Series(ended).groupby(copy).transform(lambda own: own.shift(fill_value=False).cumsum())
     return np.asarray(pd.factorize(pd.MultiIndex.from_arrays([copy, lives]))[0], np.intp)
-
-
-def _waits(events: Events, rows: slice) -> npt.NDArray[np.int8]:
-    """As `hop_waits`, for one packet of many."""
-    hops, func = events.hops, names.functions(events)
-    return waits(
-        Takings(
-            events.packet_of[rows], hops["skb"][rows], names.Named(func.codes[rows], func.names), hops["pid"][rows],
-            hops["cpu"][rows],
-        )
-    )  # fmt: skip
 
 
 def _texts(column: Any, missing: str = "?") -> list[str]:
