@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
+from bpfpath_nb.analysis.losses import losses
 from bpfpath_nb.io.text import loss_lines
 
 if TYPE_CHECKING:
@@ -272,7 +273,8 @@ def _reservations(comparison: Comparison) -> list[str]:
                 f"{lacking} of the {len(fates.packets)} packets of {name} may lack hops and are left out of paths and "
                 f"latencies."
             )
-        said += [f"Not everything of {name} was recorded: {line}." for line in loss_lines(recording)]
+        if losses(recording.events):
+            said += [f"Not everything of {name} was recorded: {line}." for line in loss_lines(recording)]
         if alone:
             some = ", ".join(alone[:_MOST]) + (", ..." if len(alone) > _MOST else "")
             said.append(f"Left out: {_count(len(alone), 'function')} that only {name} traced ({some}).")
