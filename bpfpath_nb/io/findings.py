@@ -113,7 +113,7 @@ def _drops(comparison: Comparison) -> list[str]:
     if not len(claimed):
         dropped = [int(drops[f"packets_{side}"].sum()) for side in "ab"]
         said.append(
-            f"Drops do not differ beyond chance: {dropped[0]} of {totals[0]} packets of {first}, "
+            f"No kind of drop differs beyond chance: {dropped[0]} of {totals[0]} packets of {first}, "
             f"{dropped[1]} of {totals[1]} of {second}."
         )
     return said
