@@ -79,11 +79,14 @@ def tcp(
     ack: int = 0,
     flags: int = SYN,
     window: int = 65535,
+    options: bytes = b"",
     payload: bytes = b"",
     bad_checksum: bool = False,
 ) -> bytes:
-    """A TCP segment without options, to be carried by IPv4."""
-    head = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 5 << 4, flags, window, 0, 0)
+    """A TCP segment, to be carried by IPv4; the options are a multiple of four bytes."""
+    words = 5 + len(options) // 4
+    numbers = seq & 0xFFFFFFFF, ack & 0xFFFFFFFF
+    head = struct.pack("!HHIIBBHHH", sport, dport, *numbers, words << 4, flags, window, 0, 0) + options
     value = _with_pseudo_header(src, dst, socket.IPPROTO_TCP, head + payload)
     return head[:16] + struct.pack("!H", value ^ (0x5555 if bad_checksum else 0)) + head[18:] + payload
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import struct
 
 from bpfpath_nb.lab import programs, wire
 from bpfpath_nb.lab.cases.case import case
-from bpfpath_nb.lab.scene import Scene
+from bpfpath_nb.lab.scene import Scene, inside
 
 EXPERIMENTAL = 0x88B5
 """An ethertype that IEEE 802 leaves to local experiments."""
@@ -95,6 +97,43 @@ def neighbour_queue_full(scene: Scene) -> None:
 def quick_neighbours(scene: Scene, ns: str, dev: str) -> None:
     """Give up on an absent neighbour after a fifth of a second instead of three."""
     scene.sysctl(ns, **{f"ipv4__neigh__{dev}__retrans_time_ms": 60})
+
+
+@case("the next hop answers late", verdict="delivered", ns="client")
+def neighbour_late(scene: Scene) -> None:
+    quick_neighbours(scene, "client", "eth0")
+    listening = scene.listen("router", 7011)
+    scene.udp("client", "10.0.1.78", 7011)
+    scene.pause(0.03)
+    scene.change("router", "ip addr add 10.0.1.78/32 dev eth0", "ip addr del 10.0.1.78/32 dev eth0")
+    listening.recv(100)
+
+
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
+
+
+def tun(scene: Scene) -> None:
+    """Addresses for an interface `scene0` of the client that a program holds the other end of."""
+    scene.run("client", "sh -c 'echo 1 > /proc/sys/net/ipv6/conf/scene0/disable_ipv6'")
+    scene.run("client", "ip addr add 10.6.0.1/24 dev scene0")
+    scene.run("client", "ip link set scene0 up txqueuelen 1")
+
+
+@case(
+    "the program behind the interface does not read",
+    reason="FULL_RING",
+    where="tun_net_xmit",
+    ns="client",
+    also="NOT_SPECIFIED",
+    modules="tun",
+)
+def tun_full(scene: Scene) -> None:
+    with inside(scene.lab.names["client"]):
+        program = os.open("/dev/net/tun", os.O_RDWR)
+        scene.later(lambda: os.close(program))
+        fcntl.ioctl(program, TUNSETIFF, struct.pack("16sH22x", b"scene0", IFF_TUN | IFF_NO_PI))
+    tun(scene)
+    scene.udp("client", "10.6.0.2", 7012, count=3)
 
 
 @case("the interface has no carrier: its peer is down", reason="QDISC_DROP", where="__dev_queue_xmit", ns="router")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from typing import Any
 
 from bpfpath_nb.lab import wire
@@ -203,7 +204,8 @@ def asymmetric_path(scene: Scene) -> None:
     scene.change(
         "server", f"ip route replace {scene.client}/32 via 10.7.0.1", f"ip route del {scene.client}/32 via 10.7.0.1"
     )
-    there, here = scene.listen("server", 7221), scene.listen("client", 7222)
+    here, there = scene.listen("client", 7222), scene.open_socket("server")
+    there.bind((scene.server, 7221))
     here.settimeout(1.0)
     for _ in range(3):
         here.sendto(b"question", (scene.server, 7221))
@@ -221,12 +223,6 @@ def duplicates(scene: Scene) -> None:
         receiver.recv(100)
 
 
-@case("the kernel sends fewer ICMP messages than there are reasons for", reason="NO_SOCKET", where="__udp4_lib_rcv")
-def icmp_rate(scene: Scene) -> None:
-    scene.sysctl("server", ipv4__icmp_ratelimit=1000)
-    scene.udp("client", scene.server, 7224, count=12)
-
-
 @case("the hop limit of IPv6 is over at the router", reason="IP_INHDR", where="ip6_forward", ns="router")
 def ip6_hop_limit(scene: Scene) -> None:
     sender = scene.open_socket("client", socket.AF_INET6)
@@ -238,6 +234,26 @@ def ip6_hop_limit(scene: Scene) -> None:
 def ip6_no_route(scene: Scene) -> None:
     scene.change("client", "ip route add fd00:8::/64 via fd00:1::2", "ip route del fd00:8::/64")
     scene.udp("client", "fd00:8::1", 7226)
+
+
+@case(
+    "neighbour discovery came through a router",
+    reason="IPV6_NDISC_HOP_LIMIT NOT_SPECIFIED",
+    where="ndisc_rcv icmpv6_rcv",
+    ns="router",
+)
+def ndisc_hop_limit(scene: Scene) -> None:
+    """A solicitation whose hop limit is not 255 cannot be of a direct neighbour (RFC 4861)."""
+    asking = scene.open_socket("client", socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    asking.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 64)
+    router = scene.lab.address("router", 6)
+    asking.sendto(struct.pack("!BBHI", 135, 0, 0, 0) + socket.inet_pton(socket.AF_INET6, router), (router, 0))
+
+
+@case("nobody here joined the multicast group", reason="NOT_SPECIFIED", where="ip6_mc_input", ns="router")
+def multicast_unwanted(scene: Scene) -> None:
+    sender = scene.open_socket("client", socket.AF_INET6)
+    sender.sendto(b"hello", ("ff02::1234", 7228, 0, scene.ifindex("client", "eth0")))
 
 
 @case(

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from bpfpath_nb.errors import LabError
 from bpfpath_nb.lab.cases.case import Case
 from bpfpath_nb.lab.network import Lab
 from bpfpath_nb.lab.scene import Scene
 
-FILTER = "not ip6 multicast"
+FILTER = "not ip6 multicast or udp"
 """For a capture of cases: hosts that begin to use IPv6 tell each other so, whenever an interface comes up."""
 
 _SETTLE = 0.02
@@ -24,7 +25,9 @@ _SETTLE = 0.02
 
 
 @contextmanager
-def provoked(lab: Lab, cases: Iterable[Case]) -> Iterator[dict[str, tuple[int, int]]]:
+def provoked(
+    lab: Lab, cases: Iterable[Case], failed: dict[str, Exception] | None = None
+) -> Iterator[dict[str, tuple[int, int]]]:
     """Provoke cases; a context manager, since what some leave behind has to stand until a capture has been stopped.
 
     Parameters
@@ -33,6 +36,8 @@ def provoked(lab: Lab, cases: Iterable[Case]) -> Iterator[dict[str, tuple[int, i
         A chain of client, router and server.
     cases
         Which, of `CASES`.
+    failed
+        Gets the error of each case that this machine could not provoke; without it the first one is raised.
 
     Yields
     ------
@@ -49,6 +54,10 @@ def provoked(lab: Lab, cases: Iterable[Case]) -> Iterator[dict[str, tuple[int, i
             try:
                 case.provoke(scene)
                 time.sleep(_SETTLE)
+            except (OSError, LabError) as error:
+                if failed is None:
+                    raise
+                failed[case.name] = error
             finally:
                 if case.lasts:
                     stage.later(scene.close)
@@ -62,7 +71,7 @@ def provoked(lab: Lab, cases: Iterable[Case]) -> Iterator[dict[str, tuple[int, i
 def _prepare(stage: Scene) -> None:
     """Let neighbours know each other, and every ICMP message be sent."""
     for ns in stage.lab.names:
-        stage.sysctl(ns, ipv4__icmp_ratelimit=0)
+        stage.sysctl(ns, ipv4__icmp_ratemask=0)
     for family in (4, 6):
         stage.lab.run("client", ["ping", "-c1", "-W2", stage.lab.address("server", family)])
 

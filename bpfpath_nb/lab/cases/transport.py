@@ -9,10 +9,11 @@ from contextlib import suppress
 
 from bpfpath_nb.lab import wire
 from bpfpath_nb.lab.cases.case import case
+from bpfpath_nb.lab.faults import Drop
 from bpfpath_nb.lab.scene import Scene
 
 SO_ATTACH_FILTER = 26
-TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP = 19, 20, 21, 24
 TCP_RECV_QUEUE, TCP_SEND_QUEUE = 1, 2
 IP_MINTTL = 21
 UDP_RCV = "__udp4_lib_rcv udp_unicast_rcv_skb"
@@ -212,22 +213,27 @@ def stray(
     ack: int = 0,
     flags: int = wire.ACK,
     payload: bytes = b"stray",
-    established: bool = True,
+    age: int | None = None,
+    times: int = 1,
 ) -> None:
-    """In an established connection one more segment from the client; numbers count from where the connection is."""
+    """In an established connection one more segment from the client; numbers count from where the connection is.
+
+    With `age` it carries a timestamp so many milliseconds old.
+    """
     here, there, _ = scene.connection(port)
     here.sendall(b"x")
     there.recv(1)
     there.sendall(b"y")
     here.recv(1)
-    sport = here.getsockname()[1]
     sent, received = sequence(here)
-    segment(
-        scene,
-        wire.tcp(
-            scene.client, scene.server, sport, port, seq=sent + seq, ack=received + ack, flags=flags, payload=payload
-        ),
-    )
+    ends = scene.client, scene.server, here.getsockname()[1], port
+    seq, ack = sent + seq, received + ack
+    options = b""
+    if age is not None:
+        now = here.getsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP) & 0xFFFFFFFF
+        options = struct.pack("!BBBBII", 1, 1, 8, 10, (now - age) & 0xFFFFFFFF, 0)
+    for _ in range(times):
+        segment(scene, wire.tcp(*ends, seq=seq, ack=ack, flags=flags, options=options, payload=payload))
     scene.pause(0.02)
     hurry(here)
     hurry(there)
@@ -247,6 +253,29 @@ def sequence(end: socket.socket) -> tuple[int, int]:
 @case("the segment brings what was there already", reason="TCP_OLD_DATA", where=TCP_STATE)
 def tcp_old_data(scene: Scene) -> None:
     stray(scene, 7316, seq=-1, payload=b"x")
+
+
+@case("the segment's timestamp is older than the last one", reason="TCP_RFC7323_PAWS", where=TCP_STATE)
+def tcp_paws(scene: Scene) -> None:
+    stray(scene, 7327, age=100000)
+
+
+@case(
+    "the same segment comes twice before what is missing", reason="TCP_OFOMERGE", where=TCP_STATE, also="NOT_SPECIFIED"
+)
+def tcp_out_of_order_twice(scene: Scene) -> None:
+    stray(scene, 7328, seq=10, times=2)
+
+
+@case("TCP data is lost on the way and sent again", verdict="delivered", also="NETFILTER_DROP")
+def tcp_retransmission(scene: Scene) -> None:
+    here, there, _ = scene.connection(7329)
+    with Drop(scene.lab, "router", "tcp dport 7329", "forward"):
+        here.sendall(b"lost")
+        scene.pause(0.05)
+    there.recv(100)
+    hurry(here)
+    hurry(there)
 
 
 @case("the segment acknowledges what was never sent", reason="TCP_ACK_UNSENT_DATA", where=TCP_STATE)
