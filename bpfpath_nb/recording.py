@@ -33,6 +33,7 @@ from bpfpath_nb.stream import Batch, Reader, Source
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bpfpath_nb.diagnosis import Diagnosis
     from bpfpath_nb.filter import Filter
     from bpfpath_nb.plot.plots import Plots
     from bpfpath_nb.start import StartRecord
@@ -197,6 +198,17 @@ class RecordingViews:
         recording = self.recording
         return Recording(query(recording.events, recording.packets, expression, level=1))
 
+    def diagnose(self) -> Diagnosis:
+        """What is wrong: drops, waits, loops, duplicates and more, each explained, with what to check next.
+
+        Returns
+        -------
+        Diagnosis
+            Its `findings` are a frame; printed, or shown by a notebook, it is a page to read. The commands in it are
+            for you to run: nothing is executed.
+        """
+        return self.recording._diagnosis
+
     def text(self, packet: int | None = None, limit: int = 50) -> str:
         """Packets' paths as plain text, for a terminal or a ticket.
 
@@ -342,42 +354,6 @@ class Recording(RecordingViews):
         return cls(load(Path(path)))
 
     @classmethod
-    def from_pwru(cls, source: str | os.PathLike[str]) -> Self:
-        """Read what pwru printed, as a table or as JSON: a file, or the text itself.
-
-        It must have been run with `--timestamp current`; namespaces, interfaces and flows are there if it was run with
-        `--output-meta` and `--output-tuple`, and who dropped a packet with `--output-caller`. pwru knows no time of
-        day: times count from when the machine was started, as if that had been the first of January 1970.
-
-        Raises
-        ------
-        RecordingError
-            It is no output of pwru's, or has no times.
-        OSError
-            There is no such file, or it may not be read.
-        """
-        from bpfpath_nb.io.pwru import read_pwru
-
-        return cls(read_pwru(source if isinstance(source, str) else Path(source)))
-
-    @classmethod
-    def from_retis(cls, path: str | os.PathLike[str]) -> Self:
-        """Read events that `retis collect` or `retis sort` wrote; needs the package `retis`.
-
-        Raises
-        ------
-        RecordingError
-            It is no file of retis' events, or holds none of a packet.
-        RequirementError
-            The package `retis` is not installed.
-        OSError
-            There is no such file, or it may not be read.
-        """
-        from bpfpath_nb.io.retis import read_retis
-
-        return cls(read_retis(Path(path)))
-
-    @classmethod
     def from_stream(cls, source: Source | int) -> Self:
         """Read a tracer's whole stream (see `stream.Reader` for the errors)."""
         reader = Reader(source)
@@ -440,6 +416,13 @@ class Recording(RecordingViews):
     @cached_property
     def _drops(self) -> pd.DataFrame:
         return drops_frame(self.events, self._flows)
+
+    @cached_property
+    def _diagnosis(self) -> Diagnosis:
+        from bpfpath_nb.analysis.diagnose import diagnose
+        from bpfpath_nb.diagnosis import Diagnosis
+
+        return Diagnosis(self, *diagnose(self.events, self._flows, verdicts(self.events)[0]))
 
     @cached_property
     def _namespaces(self) -> pd.DataFrame:

@@ -362,6 +362,26 @@ NAMESPACES: Final = (
     Column("interfaces", "category", "its interfaces at which packets were seen, as `eth0, lo`"),
 )
 
+SEVERITIES: Final = ("fault", "warning", "note")
+
+FINDINGS: Final = (
+    Column("severity", "category", "one of SEVERITIES: packets are lost; something is slow or odd; good to know"),
+    Column("rule", "category", "name of the rule in advice.toml that fits"),
+    Column("title", "category", "what was found, in a line"),
+    Column("packets", "int64", "how many packets show it"),
+    Column("share", "float64", "that as a part of all packets of the recording"),
+    Column("first", "datetime64[ns, UTC]", "when it was first seen"),
+    Column("last", "datetime64[ns, UTC]", "when it was last seen"),
+    Column("netns", "category", "the namespace where it was seen"),
+    Column("dev", "category", "the interface there"),
+    Column("func", "category", "the function there; of a drop, the one that gave the packet up"),
+    Column("reason", "category", "of a drop: why, as the kernel that was traced names it"),
+    Column("flow", "category", "the flow that shows it most often"),
+    Column("example", "uint32", "number of a packet of that flow that shows it"),
+    Column("meaning", "category", "what it means"),
+    Column("check", "category", "commands to look further with, one in a line; for a shell on the traced machine"),
+)
+
 QUALITY: Final = (
     Column("events_lost", "int", "events that found the event ring full"),
     Column("events_over", "int", "events that came after `max_events` was reached, and were not kept"),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.advice import advice, match_drops
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.headers import tcp_flags
@@ -36,31 +37,39 @@ def drops_frame(events: Events, flows: Flows) -> pd.DataFrame:
     DataFrame
         RangeIndex; columns as schema.DROPS.
     """
-    rows = np.flatnonzero(real_drops(events))
-    rows = rows[np.argsort(events.hops["time"][rows], kind="stable")]
+    rows = drop_rows(events)
     location = events.hops["location"][rows]
     known = np.array([address in events.locations for address in location.tolist()], bool)
     offset = [events.locations[address][1] for address in location[known].tolist()]
     offsets = np.zeros(len(rows), np.uint32)
     offsets[known] = offset
+    reason, func, stack = names.reasons(events).take(rows), given_up_by(events, rows), drop_stacks(events, rows)
+    proto = names.distinct_names(flows.which, flows.proto).take(events.fact_of[rows])
+    rule = match_drops(reason, func, stack, proto)
     columns: dict[str, Any] = {
         "time": timestamps(events.utc[rows]),
         "packet": events.hops["packet"][rows],
-        "reason": names.reasons(events).take(rows).categorical(),
-        "func": given_up_by(events, rows).categorical(),
+        "reason": reason.categorical(),
+        "func": func.categorical(),
         "offset": nullable(offsets, ~known),
-        "stack": _stacks(events, rows).categorical(),
+        "stack": stack.categorical(),
         "flow": hop_flows(events, flows).take(rows).categorical(),
         "netns": names.netns(events).take(rows).categorical(),
         "dev": names.devices(events).take(rows).categorical(),
         "tcp_state": _tcp_states(events, rows).categorical(),
         "tcp_flags": tcp_flags(events.facts, events.fact_of[rows]).categorical(),
-        "advice": _missing(len(rows)),
+        "advice": advice(rule).categorical(),
     }
     return pd.DataFrame({column.name: columns[column.name] for column in DROPS}, index=pd.RangeIndex(len(rows)))
 
 
-def _stacks(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
+def drop_rows(events: Events) -> npt.NDArray[np.intp]:
+    """Rows of all drops, by time."""
+    rows = np.flatnonzero(real_drops(events))
+    return rows[np.argsort(events.hops["time"][rows], kind="stable")]
+
+
+def drop_stacks(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
     """Of each drop the functions that led to it, the innermost first; each distinct stack is written once."""
     of = events.stack_of[rows]
     frames = events.stacks["frames"][of[of >= 0]]
@@ -79,7 +88,3 @@ def _tcp_states(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
     state = np.zeros(len(rows), np.uint16)
     state[of >= 0] = events.stacks["tcp_state"][of[of >= 0]]
     return names.look_up(state, lambda number: _TCP_STATES.get(number, f"state {number}") if number else None)
-
-
-def _missing(count: int) -> pd.Categorical[Any]:
-    return names.categorical(np.full(count, -1, np.int8), [])

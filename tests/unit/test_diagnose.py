@@ -1,0 +1,298 @@
+"""Every rule of advice.toml explains the real thing: recordings of provoked causes, on kernels that tell unlike much.
+
+`python -m bpfpath_nb.lab.cases` makes the recordings; beside each stands when which case was on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from streams import capture
+
+from bpfpath_nb import Recording, sample, schema
+from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.advice import inside, match_drops, rules
+from bpfpath_nb.analysis.symptoms import KINDS
+from bpfpath_nb.diagnosis import Diagnosis
+from bpfpath_nb.errors import OptionError
+from bpfpath_nb.lab.cases import CASES
+
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+
+# Of each rule a recording and the case in it that the rule has to explain.
+EVIDENCE = {
+    "netfilter-forward": ("cases-6.18", "nft_forward"),
+    "netfilter-input": ("cases-6.18", "nft_input"),
+    "netfilter-output": ("cases-6.18", "nft_output"),
+    "netfilter-prerouting": ("cases-6.18", "nft_prerouting"),
+    "netfilter-postrouting": ("cases-6.18", "nft_postrouting"),
+    "netfilter": ("dns", ""),
+    "xfrm-policy": ("cases-6.18", "xfrm_policy"),
+    "xdp": ("cases-6.18", "xdp_drop"),
+    "tc-ingress": ("cases-6.18", "tc_ingress_drop"),
+    "tc-egress": ("cases-6.18", "tc_egress_drop"),
+    "socket-filter": ("cases-6.18", "socket_filter"),
+    "qdisc": ("cases-6.18", "qdisc_full"),
+    "neighbour-failed": ("cases-6.18", "neighbour_failed"),
+    "neighbour-queue": ("cases-6.18", "neighbour_queue_full"),
+    "other-host": ("cases-6.18", "other_host"),
+    "unknown-ethertype": ("cases-6.18", "unknown_ethertype"),
+    "bridge-blocked": ("cases-6.18", "bridge_port_blocked"),
+    "bridge-no-target": ("cases-6.18", "bridge_no_target"),
+    "bridge-source": ("cases-6.18", "bridge_invalid_source"),
+    "vxlan-network": ("cases-6.18", "vxlan_unknown_network"),
+    "vxlan-header": ("cases-6.18", "vxlan_bad_header"),
+    "tun-full": ("cases-6.18", "tun_full"),
+    "ip-checksum": ("cases-6.18", "ip_checksum"),
+    "ttl": ("cases-6.18", "ttl_exceeded"),
+    "ip-header": ("cases-6.18", "ip_header"),
+    "udp-short": ("cases-6.18", "udp_length"),
+    "too-short": ("cases-6.18", "ip_truncated"),
+    "rp-filter": ("cases-6.18", "rp_filter"),
+    "own-source": ("cases-6.18", "own_source"),
+    "martian-source": ("cases-6.18", "martian_source"),
+    "loopback-address": ("cases-6.18", "loopback_address"),
+    "invalid-destination": ("cases-6.18", "invalid_destination"),
+    "unicast-in-broadcast": ("cases-6.18", "unicast_in_broadcast"),
+    "not-forwarding": ("cases-6.18", "forwarding_off"),
+    "no-route": ("cases-6.18", "no_route"),
+    "route-refuses": ("cases-6.18", "blackhole_route"),
+    "mtu": ("cases-6.18", "mtu"),
+    "fragment-timeout": ("cases-6.18", "fragment_missing"),
+    "fragment-twice": ("cases-6.18", "fragment_twice"),
+    "unknown-protocol": ("cases-6.18", "unknown_protocol"),
+    "ipv6-off": ("cases-6.18", "ipv6_disabled"),
+    "icmp-checksum": ("cases-6.18", "icmp_checksum"),
+    "udp-no-socket": ("cases-6.18", "udp_no_socket"),
+    "tcp-no-socket": ("cases-6.18", "tcp_no_socket"),
+    "udp-buffer": ("cases-6.18", "udp_buffer_full"),
+    "udp-checksum": ("cases-6.18", "udp_checksum"),
+    "socket-closed": ("cases-6.18", "udp_closed_unread"),
+    "tcp-listen-overflow": ("cases-6.18", "tcp_listen_overflow"),
+    "tcp-checksum": ("cases-6.18", "tcp_checksum"),
+    "tcp-window": ("cases-6.18", "tcp_out_of_window"),
+    "tcp-old-data": ("cases-6.18", "tcp_old_data"),
+    "tcp-ack-unsent": ("cases-6.18", "tcp_ack_unsent"),
+    "tcp-syn": ("cases-6.18", "tcp_syn_again"),
+    "tcp-flags": ("cases-6.18", "tcp_flags"),
+    "tcp-paws": ("cases-6.18", "tcp_paws"),
+    "tcp-after-close": ("cases-6.18", "tcp_abort_on_data"),
+    "tcp-purged": ("cases-6.18", "tcp_syn_unanswered"),
+    "tcp-min-ttl": ("cases-6.18", "tcp_min_ttl"),
+    "tcp-reset-half-open": ("cases-6.18", "tcp_reset_half_open"),
+    "multicast-unwanted": ("cases-6.18", "multicast_unwanted"),
+    "not-said": ("cases-6.18", "tun_full"),
+    "other-reason": ("cases-6.18", "ndisc_hop_limit"),
+    "wait-qdisc": ("cases-6.18", "qdisc_delay"),
+    "wait-neighbour": ("cases-6.18", "neighbour_late"),
+    "wait-socket": ("cases-6.18", "udp_read_late"),
+    "unread": ("cases-6.18", "udp_unread"),
+    "unfinished": ("cases-6.18", "fragment_twice"),
+    "loop": ("cases-6.18", "routing_loop"),
+    "duplicate": ("cases-6.18", "duplicates"),
+    "asymmetric": ("cases-6.18", "asymmetric_path"),
+    "nat": ("cases-6.18", "nat"),
+    "arp-unanswered": ("cases-6.18", "neighbour_failed"),
+    "tcp-syn-unanswered": ("cases-6.18", "tcp_syn_unanswered"),
+    "tcp-retransmission": ("cases-6.18", "tcp_retransmission"),
+    "tcp-reset": ("cases-6.18", "tcp_reset"),
+    "tcp-zero-window": ("cases-6.18", "tcp_slow_reader"),
+    "icmp-port": ("cases-6.18", "nft_reject"),
+    "icmp-prohibited": ("cases-6.18", "prohibit_route"),
+    "icmp-too-big": ("cases-6.18", "mtu"),
+    "icmp-ttl": ("cases-6.18", "routing_loop"),
+    "icmp-reassembly": ("cases-6.18", "fragment_missing"),
+    "icmp-protocol": ("cases-6.18", "unknown_protocol"),
+    "icmp-unreachable": ("cases-6.18", "ip6_no_route"),
+    "losses": ("lossy-6.18", "udp_buffer_full"),
+}
+
+
+@cache
+def diagnosed(name: str) -> tuple[Diagnosis, dict[str, list[int]]]:
+    if name == "dns":
+        return sample("dns").diagnose(), {"": [0, 2**63 - 1]}
+    windows = json.loads((RECORDINGS / f"{name}.json").read_text())
+    return Recording.load(RECORDINGS / f"{name}.parquet").diagnose(), windows
+
+
+@cache
+def found(name: str) -> dict[str, dict[str, int]]:
+    """By case and rule the first finding that packets of the case show."""
+    diagnosis, windows = diagnosed(name)
+    first = diagnosis.recording.packets["first"].astype("int64")
+    by_case: dict[str, dict[str, int]] = {case: {} for case in windows}
+    for finding, rule in enumerate(diagnosis.findings["rule"]):
+        begun = first.loc[diagnosis.packets(finding)].to_numpy()
+        for case, (begin, end) in windows.items():
+            if ((begun >= begin) & (begun < end)).any():
+                by_case[case].setdefault(rule, finding)
+    return by_case
+
+
+def case_finding(rule: str) -> pd.Series:
+    recording, case = EVIDENCE[rule]
+    return diagnosed(recording)[0].findings.iloc[found(recording)[case][rule]]
+
+
+def test_there_are_rules_enough_and_each_has_its_evidence() -> None:
+    assert [rule.id for rule in rules()] == list(dict.fromkeys(rule.id for rule in rules()))
+    assert {rule.id for rule in rules()} == set(EVIDENCE)
+    assert len(rules()) >= 40
+    assert {rule.kind for rule in rules()} == set(KINDS)
+
+
+@pytest.mark.parametrize("rule", EVIDENCE)
+def test_a_rule_explains_the_real_thing(rule: str) -> None:
+    recording, case = EVIDENCE[rule]
+
+    assert rule in found(recording)[case], f"found instead: {list(found(recording)[case])}"
+
+
+def test_every_drop_of_a_case_is_explained_by_its_own_rule() -> None:
+    """What general rules are for, is only what the kernel says nothing of."""
+    diagnosis, _ = diagnosed("cases-6.18")
+    general = diagnosis.findings[diagnosis.findings["rule"].isin(["not-said", "other-reason"])]
+
+    assert set(general["func"]) == {"tun_queue_purge", "icmpv6_rcv"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "command"),
+    [
+        ("netfilter-forward", "ip netns exec router nft list ruleset"),
+        ("rp-filter", "ip netns exec router sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.eth0.rp_filter"),
+        ("rp-filter", "ip netns exec router ip route get 10.0.2.99"),
+        ("no-route", "ip netns exec router ip route get 10.8.0.1 from 10.0.1.1 iif eth0"),
+        ("udp-no-socket", "ip netns exec server ss -lunp 'sport = :7301'"),
+        ("udp-buffer", "ip netns exec server nstat -az UdpRcvbufErrors Udp6RcvbufErrors"),
+        ("wait-qdisc", "ip netns exec client tc -s -d qdisc show dev eth0"),
+        ("tcp-zero-window", "ip netns exec server ss -tnmip 'sport = :7321'"),
+        ("icmp-too-big", "ip netns exec router tracepath -n 10.0.1.1"),
+    ],
+)
+def test_commands_are_of_the_case(rule: str, command: str) -> None:
+    assert command in case_finding(rule)["check"].splitlines()
+
+
+def test_evidence_is_the_rows_that_show_it() -> None:
+    diagnosis, _ = diagnosed("cases-6.18")
+    finding = found("cases-6.18")["udp_buffer_full"]["udp-buffer"]
+    row, evidence = diagnosis.findings.iloc[finding], diagnosis.evidence(finding)
+
+    assert set(evidence["reason"]) == {"SOCKET_RCVBUFF"}
+    assert len(diagnosis.packets(finding)) == row["packets"] == len(evidence)
+    assert (evidence["time"].min(), evidence["time"].max()) == (row["first"], row["last"])
+    assert row["share"] == row["packets"] / len(diagnosis.recording.packets)
+    assert row["example"] in diagnosis.packets(finding)
+    with pytest.raises(OptionError, match="no finding 999"):
+        diagnosis.evidence(999)
+
+
+def test_findings_have_their_types_also_where_there_are_none() -> None:
+    for recording in (diagnosed("cases-6.18")[0].recording, capture(0).recording()):
+        frame = recording.diagnose().findings
+        assert [(name, str(dtype)) for name, dtype in frame.dtypes.items()] == [
+            (column.name, column.dtype) for column in schema.FINDINGS
+        ]
+
+
+def test_a_clean_recording_says_so() -> None:
+    recording = capture(20, kinds=("answered", "left")).recording()
+
+    diagnosis = recording.diagnose()
+
+    assert len(diagnosis) == 0
+    assert repr(diagnosis).startswith("Nothing is wrong in these 20 packets")
+    assert "Nothing is wrong" in diagnosis._repr_html_()
+    assert "Nothing was captured" in repr(capture(0).recording().diagnose())
+
+
+def test_the_gravest_come_first() -> None:
+    findings = diagnosed("cases-6.18")[0].findings
+    grave = findings["severity"].map({name: at for at, name in enumerate(schema.SEVERITIES)}).astype(int)
+
+    assert grave.is_monotonic_increasing
+    assert findings[findings["severity"] == "fault"]["packets"].is_monotonic_decreasing
+
+
+def test_drops_carry_the_same_advice() -> None:
+    drops = diagnosed("cases-6.18")[0].recording.drops
+
+    assert drops["advice"].notna().all()
+    rp_filter = drops[drops["reason"] == "IP_RPFILTER"]["advice"].astype(str)
+    assert set(rp_filter) == {
+        "the way back to the source leads through another interface: see sysctl rp_filter; ip route get the source"
+    }
+
+
+def test_names_of_others_cannot_become_commands_or_markup() -> None:
+    made = capture(7, kinds=("closed",))
+    record = made.recording().start.raw
+    hostile = "x; rm -rf / #$(id)`id`'\"<script>"
+    recording = made.recording(**record)
+    events = recording.events
+    devices = {place: tuple((since, hostile) for since, _ in told) for place, told in events.devices.items()}
+    object.__setattr__(events, "devices", devices)
+
+    diagnosis = Recording(events).diagnose()
+
+    commands = diagnosis.findings["check"].iloc[0].splitlines()
+    assert commands
+    for command in commands:
+        # Behind the fixed beginning every word is one word of the rule: nothing of the name stands on its own.
+        assert command.startswith('nsenter --net --target "$(lsns --noheadings --output PID ')
+        assert "rm" not in shlex.split(command)
+    assert "<script>" not in diagnosis._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("netns", "start"),
+    [
+        ("host", ""),
+        ("web-1.a", "ip netns exec web-1.a "),
+        ("-n", "nsenter "),
+        ("net:[4026531992]", "nsenter "),
+        ("a b", "nsenter "),
+    ],
+)
+def test_how_a_namespace_is_entered(netns: str, start: str) -> None:
+    prefix = inside(netns, 4026531992)
+
+    assert prefix.startswith(start)
+    assert bool(prefix) == bool(start)
+
+
+def test_a_page_stays_small() -> None:
+    assert len(diagnosed("cases-6.18")[0]._repr_html_().encode()) < 200_000
+
+
+def test_each_drop_has_a_rule_even_an_unknown_one() -> None:
+    def named(text: str) -> names.Named:
+        return names.Named(np.zeros(1, np.int8), [text])
+
+    nothing = names.Named(np.full(1, -1, np.int8), [])
+
+    unheard = match_drops(named("NEVER_HEARD_OF"), named("f"), nothing, nothing)
+    unsaid = match_drops(nothing, named("f"), nothing, nothing)
+
+    assert rules()[unheard[0]].id == "other-reason"
+    assert rules()[unsaid[0]].id == "not-said"
+
+
+def test_the_recordings_hold_every_case() -> None:
+    everywhere = {name for name, case in CASES.items() if not case.whole_machine}
+
+    assert everywhere <= set(diagnosed("cases-6.18")[1])
+
+
+def test_the_sample_is_diagnosed() -> None:
+    diagnosis = sample("dns").diagnose()
+
+    assert {"udp-no-socket"} <= set(diagnosis.findings["rule"])
