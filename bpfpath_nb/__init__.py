@@ -25,8 +25,21 @@ if TYPE_CHECKING:
     from bpfpath_nb.filter import Filter
     from bpfpath_nb.recording import Recording
     from bpfpath_nb.samples import sample
+    from bpfpath_nb.widgets.comparer import compare_widget
+    from bpfpath_nb.widgets.live import live
 
-__all__ = ["Capture", "Comparison", "Filter", "Recording", "__version__", "compare", "doctor", "sample"]
+__all__ = [
+    "Capture",
+    "Comparison",
+    "Filter",
+    "Recording",
+    "__version__",
+    "compare",
+    "compare_widget",
+    "doctor",
+    "live",
+    "sample",
+]
 
 _HOME = {
     "Capture": "bpfpath_nb.capture",
@@ -34,7 +47,9 @@ _HOME = {
     "Filter": "bpfpath_nb.filter",
     "Recording": "bpfpath_nb.recording",
     "compare": "bpfpath_nb.comparison",
+    "compare_widget": "bpfpath_nb.widgets",
     "doctor": "bpfpath_nb.doctor",
+    "live": "bpfpath_nb.widgets",
     "sample": "bpfpath_nb.samples",
 }
 

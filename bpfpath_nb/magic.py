@@ -36,7 +36,7 @@ from bpfpath_nb.options import add_capture_options, capture_arguments
 if TYPE_CHECKING:
     from bpfpath_nb.capture import Capture
 
-NAMES: Final = ("Capture", "Recording", "compare", "doctor")
+NAMES: Final = ("Capture", "Recording", "compare", "compare_widget", "doctor", "live")
 
 SETTLE: Final = 3.0
 """How long the packets of a cell may take to come to their ends after it, in seconds."""

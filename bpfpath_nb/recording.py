@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from bpfpath_nb.filter import Filter
     from bpfpath_nb.plot.plots import Plots
     from bpfpath_nb.start import StartRecord
+    from bpfpath_nb.widgets.comparer import Comparer
+    from bpfpath_nb.widgets.explorer import Explorer
 
 
 class RecordingViews:
@@ -208,6 +210,18 @@ class RecordingViews:
             for you to run: nothing is executed.
         """
         return self.recording._diagnosis
+
+    def explore(self) -> Explorer:
+        """Click through packets, paths, functions and drops; see `widgets.explore`. Of a running capture, as of now."""
+        from bpfpath_nb.widgets import explore
+
+        return explore(self)
+
+    def compare_namespaces(self) -> Comparer:
+        """Choose two namespaces, and see what differs between them; see `widgets.compare_widget`."""
+        from bpfpath_nb.widgets import compare_widget
+
+        return compare_widget(self)
 
     def text(self, packet: int | None = None, limit: int = 50) -> str:
         """Packets' paths as plain text, for a terminal or a ticket.

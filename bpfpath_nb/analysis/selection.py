@@ -21,30 +21,40 @@ from bpfpath_nb.filter.stored import matches
 
 def where(events: Events, expression: str | Filter) -> Events:
     """The packets of which some headers snapshot matches a filter."""
+    return select(events, matching(events, expression))
+
+
+def matching(events: Events, expression: str | Filter) -> npt.NDArray[np.bool_]:
+    """Of each packet whether some headers snapshot of it matches a filter."""
     packet_filter = expression if isinstance(expression, Filter) else Filter(expression)
     if packet_filter.matches_everything:
-        return events
+        return np.ones(len(events.packets), bool)
     matched = events.facts["packet"][matches(packet_filter, events.facts)]
-    return select(events, np.isin(events.packets, matched))
+    return np.isin(events.packets, matched)
 
 
 def query(events: Events, packets: pd.DataFrame, expression: str, level: int) -> Events:
     """The packets for which an expression over the frame of packets holds; `level` calls above is who asks."""
+    return select(events, holding(packets, expression, level + 1))
+
+
+def holding(frame: pd.DataFrame, expression: str, level: int = 0) -> npt.NDArray[np.bool_]:
+    """Of each row whether an expression over the columns holds; `level` calls above is who asks."""
     try:
-        chosen: Any = packets.eval(expression, level=level + 1)
-        if getattr(chosen, "shape", None) != (len(packets),) or chosen.dtype.kind != "b":
-            raise TypeError("it is not true or false for each packet")
+        chosen: Any = frame.eval(expression, level=level + 1)
+        if getattr(chosen, "shape", None) != (len(frame),) or chosen.dtype.kind != "b":
+            raise TypeError("it is not true or false for each row")
     except (pd.errors.UndefinedVariableError, KeyError) as error:
         raise OptionError(
-            f"The query {expression!r} asks for what is no column of `packets`: {error}. There are: packet, "
-            f"{', '.join(packets.columns)}."
+            f"The query {expression!r} asks for what is no column: {error}. There are: "
+            f"{', '.join([*(str(name) for name in frame.index.names if name), *frame.columns])}."
         ) from None
     except (SyntaxError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise OptionError(
             f"The query {expression!r} cannot be answered: {error}. It is an expression as `packets.query` takes it, "
             "for instance \"verdict == 'dropped' and netns == 'web'\"; strings stand in quotes."
         ) from None
-    return select(events, pd.Series(chosen).fillna(False).to_numpy(bool))
+    return pd.Series(chosen).fillna(False).to_numpy(bool)
 
 
 def select(events: Events, packets: npt.NDArray[np.bool_]) -> Events:
