@@ -107,7 +107,7 @@ class Rows(ipywidgets.VBox):  # type: ignore[misc]
         kept = f", where {self._keep.value}" if self._keep.value and not self._error.value else ""
         order = f", by {self._sort.value}{' (largest first)' if self._down.value else ''}" if self._sort.value else ""
         told = f"<p>{text(self._where.value + kept + order, 400)}</p>"
-        return self._error.value + told + frame_html(self.shown, self._size)
+        return f"{self._error.value}{told}" + frame_html(self.shown, self._size)
 
     def _arrange(self) -> None:
         """Narrow down and sort anew, and go to the first page."""
