@@ -21,7 +21,7 @@ import platform
 import threading
 import time
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +31,11 @@ from bpfpath_nb import tracers
 from bpfpath_nb.analysis.events import Collector
 from bpfpath_nb.errors import ArmTimeoutError, BpfpathError, OptionError, RequirementError, TracerError
 from bpfpath_nb.filter import Filter
+from bpfpath_nb.io.live import Copied, LiveFile
 from bpfpath_nb.kernel.sets import read_list
 from bpfpath_nb.printable import printable_lines
 from bpfpath_nb.recording import Recording, RecordingViews
-from bpfpath_nb.stream import REQUEST_LIMIT, Reader
+from bpfpath_nb.stream import REQUEST_LIMIT, Reader, Source
 
 if TYPE_CHECKING:
     from bpfpath_nb.start import StartRecord
@@ -101,6 +102,9 @@ class Capture(RecordingViews):
         Follow one packet in so many.
     events_ring, facts_ring : int
         Sizes of the two ring buffers in bytes, powers of two. Larger ones lose less in bursts.
+    save : path, optional
+        Keep the recording in this file while it grows, so that whatever kills this process leaves a file that
+        `Recording.load` reads. `stop` (or the end of the `with` block) makes the Parquet file of it.
     timeout : float, optional
         How long arming may take, in seconds. By default a minute, longer on an emulated processor.
 
@@ -130,6 +134,7 @@ class Capture(RecordingViews):
         sample: int = 1,
         events_ring: int = 1 << 24,
         facts_ring: int = 1 << 22,
+        save: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
     ) -> None:
         limit = _arm_limit() if timeout is None else _seconds("timeout", timeout)
@@ -149,24 +154,33 @@ class Capture(RecordingViews):
             "facts_ring": facts_ring,
         }
         _check_json(request)
-        tracer = tracers.acquire(on)
-        self._stream = _Stream(tracer)
-        # A capture that nobody can reach any more (its name was given to the next one) must not go on unseen.
-        weakref.finalize(self, self._stream.forget).atexit = False
-        try:
-            tracer.say({"start": request})
-            armed = self._stream.armed.wait(limit)
-        except BaseException:
-            self._stream.abandon()
-            raise
-        if not armed:
-            gone = self._stream.abandon()
-            raise ArmTimeoutError(
-                f"The capture was not armed within {limit:g} s; {'nothing is attached' if gone else _MAY_STAY}. A slow "
-                "or emulated machine needs longer: pass `timeout=`. `doctor()` shows whether something is missing."
-            )
-        if self._stream.collector is None:
-            raise self._stream.why_none() from None
+        with ExitStack() as unless_armed:
+            live = None if save is None else LiveFile(Path(save))
+            if live is not None:
+                unless_armed.callback(live.close)
+            tracer = tracers.acquire(on)
+            self._stream = _Stream(tracer, live)
+            # A capture that nobody can reach any more (its name was given to the next one) must not go on unseen.
+            weakref.finalize(self, self._stream.forget).atexit = False
+            try:
+                tracer.say({"start": request})
+                armed = self._stream.armed.wait(limit)
+            except BaseException:
+                self._stream.abandon()
+                raise
+            if not armed:
+                gone = self._stream.abandon()
+                raise ArmTimeoutError(
+                    f"The capture was not armed within {limit:g} s; {'nothing is attached' if gone else _MAY_STAY}. A "
+                    "slow or emulated machine needs longer: pass `timeout=`. `doctor()` shows whether something is "
+                    "missing."
+                )
+            if self._stream.collector is None:
+                raise self._stream.why_none() from None
+            unless_armed.pop_all()
+        if live is not None:
+            live.show()
+        self._live = live
         self._collector: Collector = self._stream.collector
         self._armed_at = time.monotonic()
         _captures.add(self)
@@ -253,8 +267,17 @@ class Capture(RecordingViews):
         -------
         Capture
             Itself.
+
+        Raises
+        ------
+        OSError
+            The file of `save=` cannot be written. What was captured is in memory, and in the file as far as it came.
         """
         self._stream.finish()
+        if self._live is not None and self._stream.is_mine and self._stream.ended.is_set():
+            self.save(self._live.path)
+            self._live.close()
+            self._live = None
         return self
 
     def __enter__(self) -> Self:
@@ -296,7 +319,7 @@ class _Stream:
 
     running: ClassVar[set[_Stream]] = set()
 
-    def __init__(self, tracer: tracers.TracerProcess) -> None:
+    def __init__(self, tracer: tracers.TracerProcess, live: LiveFile | None = None) -> None:
         self.tracer: tracers.TracerProcess | None = tracer
         self.armed = threading.Event()
         self.ended = threading.Event()
@@ -307,7 +330,10 @@ class _Stream:
         self._finishing = threading.Lock()
         self.running.add(self)
         self._thread = threading.Thread(
-            target=self._read, args=(tracer.output,), name="bpfpath_nb capture", daemon=True
+            target=self._read,
+            args=(tracer.output if live is None else Copied(tracer.output, live),),
+            name="bpfpath_nb capture",
+            daemon=True,
         )
         self._thread.start()
 
@@ -316,7 +342,7 @@ class _Stream:
         """Whether this is the process that started the capture, and no child that was forked from it."""
         return os.getpid() == self._owner
 
-    def _read(self, output: int) -> None:
+    def _read(self, output: int | Source) -> None:
         try:
             reader = Reader(output)
             for batch in reader:

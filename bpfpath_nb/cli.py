@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a file that cannot be written
+        print(f"bpfpath: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -154,7 +157,7 @@ def _vm(words: Sequence[str]) -> int:
 def _trace(options: argparse.Namespace) -> int:
     from bpfpath_nb.capture import Capture
 
-    with Capture(**capture_arguments(options)) as capture:
+    with Capture(**capture_arguments(options), save=options.output) as capture:
         print("capturing; Ctrl-C ends it", file=sys.stderr)
         failed: BpfpathError | None = None
         try:
@@ -165,7 +168,6 @@ def _trace(options: argparse.Namespace) -> int:
             failed = error  # the tracer died: what it had sent is kept, shown and saved
     recording = capture.recording
     if options.output:
-        recording.save(options.output)
         print(f"saved as {options.output}", file=sys.stderr)
     _summarise(recording)
     if failed is not None:

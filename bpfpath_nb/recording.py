@@ -356,6 +356,9 @@ class Recording(RecordingViews):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a recording that `save` wrote. Needs neither root nor bcc, on any system.
 
+        Also the file of a `Capture(save=...)` whose process was killed: what had arrived by then, with "broken off" as
+        its end in `quality`.
+
         Raises
         ------
         RecordingError
@@ -363,9 +366,12 @@ class Recording(RecordingViews):
         OSError
             There is no such file, or it may not be read.
         """
+        from bpfpath_nb.io.live import MAGIC, load_live
         from bpfpath_nb.io.parquet import load
 
-        return cls(load(Path(path)))
+        with Path(path).expanduser().open("rb") as file:
+            is_live = file.read(len(MAGIC)) == MAGIC
+        return cls(load_live(Path(path)) if is_live else load(Path(path)))
 
     @classmethod
     def from_stream(cls, source: Source | int) -> Self:

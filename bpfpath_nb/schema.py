@@ -13,8 +13,9 @@ the order in which the ring buffer held them: by time on each CPU, nearly so acr
 travels in the batch's custom metadata: each side table (`SIDE_TABLES`) that has new rows, as the bytes of an Arrow
 IPC stream of its own under the table's name, `counters`, the present value of every counter as JSON, and `refused`,
 more rows for that list of the start record, as JSON. A batch may have no events and only metadata. The last batch's
-metadata has `end`, a JSON object with `reason` (stopped, duration, packets, max_events, interrupted, error) and
-`time`. A capture that could not start is a stream without batches whose start record has the key `error`.
+metadata has `end`, a JSON object with `reason` (stopped, duration, packets, max_events, interrupted, error; BROKEN_OFF
+in what was read from a file that has no end) and `time`. A capture that could not start is a stream without batches
+whose start record has the key `error`.
 """
 
 from __future__ import annotations
@@ -224,6 +225,9 @@ COUNTERS: Final = {
     "packets": "packets that got a number",
     "events": "events written",
 }
+
+BROKEN_OFF: Final = "broken off"
+"""Why a capture ended whose notebook was killed."""
 
 # What a user sees. The dtypes hold for empty frames too; `check_frame` of the tests compares.
 HOPS_INDEX: Final = (

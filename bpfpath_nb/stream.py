@@ -325,6 +325,11 @@ class Reader:
                 pass
             raise BpfpathError.from_record(self.start.error)
 
+    @property
+    def broke_off(self) -> bool:
+        """Whether the source had less than the stream needed."""
+        return self._source.broke_off
+
     def __iter__(self) -> Iterator[Batch]:
         while True:
             try:

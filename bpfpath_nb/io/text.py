@@ -23,6 +23,7 @@ import pandas as pd
 
 from bpfpath_nb.analysis.losses import losses
 from bpfpath_nb.errors import OptionError
+from bpfpath_nb.schema import BROKEN_OFF
 
 if TYPE_CHECKING:
     from bpfpath_nb.recording import Recording
@@ -119,4 +120,7 @@ def loss_lines(recording: Recording) -> list[str]:
         "packets_untracked": "matching packets were not followed, too many were under way",
         "probe_misses": "probe hits were skipped by the kernel",
     }
-    return [f"{count} {told[name]}" for name, count in losses(recording.events).items()]
+    lines = [f"{count} {told[name]}" for name, count in losses(recording.events).items()]
+    if quality["end"] == BROKEN_OFF:
+        lines.append("the end: the capture was not stopped but broken off, what came later is not in the file")
+    return lines

@@ -52,6 +52,15 @@ def test_mistakes_on_the_command_line_have_status_2() -> None:
     assert bpfpath("-c", "many").returncode == 2
 
 
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_captured() -> None:
+    done = bpfpath("icmp", "-o", "/no/such/folder/x.parquet")
+
+    assert done.returncode == 1
+    assert "capturing" not in done.stderr
+    assert done.stderr.startswith("bpfpath: [Errno 2]")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_filter_that_does_not_parse_is_one_paragraph() -> None:
     done = bpfpath("udp", "prot", "53")
 
