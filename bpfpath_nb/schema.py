@@ -376,6 +376,7 @@ FINDINGS: Final = (
     Column("share", "float64", "that as a part of all packets of the recording"),
     Column("first", "datetime64[ns, UTC]", "when it was first seen"),
     Column("last", "datetime64[ns, UTC]", "when it was last seen"),
+    Column("longest", "timedelta64[ns]", "of waiting: how long at most; else NaT"),
     Column("netns", "category", "the namespace where it was seen"),
     Column("dev", "category", "the interface there"),
     Column("func", "category", "the function there; of a drop, the one that gave the packet up"),

@@ -20,7 +20,7 @@ from bpfpath_nb.analysis.advice import NOT_SAID, Rule, inside, match_drops, rule
 from bpfpath_nb.analysis.drops import drop_rows, drop_stacks
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
-from bpfpath_nb.analysis.hops import timestamps
+from bpfpath_nb.analysis.hops import NAT, timedeltas, timestamps
 from bpfpath_nb.analysis.packets import given_up_by
 from bpfpath_nb.analysis.symptoms import Ground, find
 from bpfpath_nb.schema import FINDINGS, SEVERITIES, VERDICTS
@@ -75,7 +75,7 @@ def diagnose(events: Events, flows: Flows, verdict: npt.NDArray[np.int8]) -> tup
     packets = {id(finding): len(np.unique(events.packet_of[finding.rows])) for finding in found}
     found.sort(key=lambda f: (SEVERITIES.index(f.rule.severity), -packets[id(f)], int(f.rows[0])))
     found = found[:MOST_FINDINGS]
-    return _frame(found, shown), [finding.rows for finding in found]
+    return _frame(found, shown, ground.gap), [finding.rows for finding in found]
 
 
 class _Shown:
@@ -130,7 +130,7 @@ def _grouped(shown: _Shown, rows: Rows, *same: npt.NDArray[Any]) -> Iterator[Fin
         yield Finding(rules()[int(same[0][part[0]])], these, int(these[most]))
 
 
-def _frame(found: list[Finding], shown: _Shown) -> pd.DataFrame:
+def _frame(found: list[Finding], shown: _Shown, waits: npt.NDArray[np.int64]) -> pd.DataFrame:
     events = shown.events
     example = np.array([finding.example for finding in found], np.intp)
     packets = np.array([len(np.unique(events.packet_of[f.rows])) for f in found], np.int64)
@@ -154,6 +154,7 @@ def _frame(found: list[Finding], shown: _Shown) -> pd.DataFrame:
         "share": packets / max(len(events.packets), 1),
         "first": timestamps(first),
         "last": timestamps(last),
+        "longest": timedeltas(np.array([_longest(finding, waits) for finding in found], np.int64)),
         "netns": shown.netns.take(example).categorical(),
         "dev": shown.dev.take(example).categorical(),
         "func": func.categorical(),
@@ -164,6 +165,11 @@ def _frame(found: list[Finding], shown: _Shown) -> pd.DataFrame:
         "check": _texts(["\n".join(f.rule.commands(value)) for f, value in zip(found, values, strict=True)]),
     }
     return pd.DataFrame({column.name: columns[column.name] for column in FINDINGS}, index=pd.RangeIndex(len(found)))
+
+
+def _longest(finding: Finding, waits: npt.NDArray[np.int64]) -> int:
+    """How long a packet waited at most, where the finding is of waiting: the gap before what shows it."""
+    return int(waits[finding.rows - 1].max()) if finding.rule.kind == "stall" else NAT
 
 
 def _functions(found: list[Finding], shown: _Shown) -> list[str]:

@@ -40,13 +40,17 @@ def headline(diagnosis: Diagnosis) -> str:
         return "Nothing was captured, so there is nothing to diagnose: did traffic flow that the filter matches?"
     if not len(diagnosis):
         return (
-            f"Nothing is wrong in these {packets} packets: none was dropped, none went round or twice, none waited "
+            f"Nothing is wrong in {_many(packets, 'packet')}: none was dropped, none went round or twice, none waited "
             "for long or without end, and no event of the capture was lost."
         )
     count = diagnosis.findings["severity"].value_counts(sort=False)
     told = ", ".join(f"{number} {name}{'s' * (number > 1)}" for name, number in count.items() if number)
     lost = "".join(f" The capture is not whole: {line}." for line in loss_lines(diagnosis.recording))
-    return f"{len(diagnosis)} findings in {packets} packets: {told}.{lost}"
+    return f"{_many(len(diagnosis), 'finding')} in {_many(packets, 'packet')}: {told}.{lost}"
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def place(row: Any) -> str:
@@ -55,8 +59,8 @@ def place(row: Any) -> str:
     span = f"{row.first:%H:%M:%S.%f}"[:-3]
     if row.last != row.first:
         span += " to " + f"{row.last:%H:%M:%S.%f}"[:-3]
-    plural = "packet" if row.packets == 1 else "packets"
-    parts = [f"{row.packets} {plural} ({share}), {span} UTC, in {row.func}"]
+    parts = [f"{_many(row.packets, 'packet')} ({share}), {span} UTC, in {row.func}"]
+    parts += [f"up to {row.longest.total_seconds() * 1000:.1f} ms"] if pd.notna(row.longest) else []
     parts += [str(row.reason)] if pd.notna(row.reason) else []
     parts += [f"{name} {getattr(row, name)}" for name in ("netns", "dev") if pd.notna(getattr(row, name))]
     return ", ".join(parts)

@@ -174,7 +174,7 @@ def test_every_drop_of_a_case_is_explained_by_its_own_rule() -> None:
         ("udp-buffer", "ip netns exec server nstat -az UdpRcvbufErrors Udp6RcvbufErrors"),
         ("wait-qdisc", "ip netns exec client tc -s -d qdisc show dev eth0"),
         ("tcp-zero-window", "ip netns exec server ss -tnmip 'sport = :7321'"),
-        ("icmp-too-big", "ip netns exec router tracepath -n 10.0.1.1"),
+        ("icmp-too-big", "ip netns exec router ip link show"),
     ],
 )
 def test_commands_are_of_the_case(rule: str, command: str) -> None:
@@ -195,6 +195,13 @@ def test_evidence_is_the_rows_that_show_it() -> None:
         diagnosis.evidence(999)
 
 
+def test_a_wait_tells_how_long_it_was_at_most() -> None:
+    waited, dropped = case_finding("wait-qdisc"), case_finding("qdisc")
+
+    assert pd.Timedelta("100ms") < waited["longest"] < pd.Timedelta("1s")  # 3,000 bytes at 80 kbit/s beyond the burst
+    assert pd.isna(dropped["longest"])
+
+
 def test_findings_have_their_types_also_where_there_are_none() -> None:
     for recording in (diagnosed("cases-6.18")[0].recording, capture(0).recording()):
         frame = recording.diagnose().findings
@@ -209,7 +216,7 @@ def test_a_clean_recording_says_so() -> None:
     diagnosis = recording.diagnose()
 
     assert len(diagnosis) == 0
-    assert repr(diagnosis).startswith("Nothing is wrong in these 20 packets")
+    assert repr(diagnosis).startswith("Nothing is wrong in 20 packets")
     assert "Nothing is wrong" in diagnosis._repr_html_()
     assert "Nothing was captured" in repr(capture(0).recording().diagnose())
 
