@@ -5,7 +5,7 @@ in; what it finds can be recorded (`facts`) and asked again where that kernel is
 """
 
 from bpfpath_nb.kernel.catalogue import LAYERS, Catalogue
-from bpfpath_nb.kernel.running import Kernel
+from bpfpath_nb.kernel.running import Kernel, loaded_modules
 from bpfpath_nb.kernel.sets import SETS, Selection, select, select_tracepoints
 from bpfpath_nb.kernel.structures import Member, MissingTypeError, Types
 from bpfpath_nb.kernel.symbols import Symbol, Symbols, fold
@@ -22,6 +22,7 @@ __all__ = [
     "Symbols",
     "Types",
     "fold",
+    "loaded_modules",
     "select",
     "select_tracepoints",
 ]

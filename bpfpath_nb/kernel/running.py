@@ -39,7 +39,11 @@ class Kernel:
         As ``uname -r`` gives it.
     build_id : str
         In hexadecimal; empty where the kernel has none.
+    loaded : frozenset of str
+        `loaded_modules` when it was made; what it says of modules is of then.
     """
+
+    loaded: frozenset[str] = frozenset()
 
     def __init__(self, release: str, build_id: str, recorded: dict[str, Any] | None = None) -> None:
         self.release = release
@@ -48,8 +52,10 @@ class Kernel:
 
     @classmethod
     def running(cls) -> Kernel:
-        """The kernel that runs here."""
-        return cls(platform.release(), cache.build_id())
+        """The kernel that runs here, with the modules that are loaded now."""
+        kernel = cls(platform.release(), cache.build_id())
+        kernel.loaded = loaded_modules()
+        return kernel
 
     @classmethod
     def from_facts(cls, recorded: dict[str, Any]) -> Kernel:
@@ -203,6 +209,15 @@ class Kernel:
         """Names of drop reasons by number; empty on kernels that have none."""
         known = reasons.names(self.btf, self.modules.values())
         return known or reasons.names(self.btf, self.modules.values(), self.kfree_skb_format)
+
+
+def loaded_modules() -> frozenset[str]:
+    """The modules that are loaded, each with the address where it lies; empty on a kernel without modules."""
+    try:
+        lines = Path("/proc/modules").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(f"{words[0]} {words[5]}" for line in lines if len(words := line.split()) > 5 and words[4] == "Live")
 
 
 def _checked(data: Any) -> Types:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from bpfpath_nb.errors import BpfpathError, OptionError, PrivilegeError, RequirementError, TracerError
-from bpfpath_nb.kernel import Kernel
+from bpfpath_nb.kernel import Kernel, loaded_modules
 from bpfpath_nb.stream import REQUEST_LIMIT, Writer
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.session import Gone, capture, identity
@@ -109,6 +109,8 @@ def serve(requests: Requests, sink: Sink) -> None:
     kernel = Kernel.running()
     while True:
         request = requests.next()
+        if loaded_modules() != kernel.loaded:
+            kernel = Kernel.running()
         if "stop" in request:
             continue  # it crossed with the capture's own end
 
