@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 
 from bpfpath_nb import Capture, Recording, tracers
-from bpfpath_nb.kernel import Kernel, facts, fold
+from bpfpath_nb.kernel import LAYERS, Kernel, facts, fold
 from bpfpath_nb.lab import Lab
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.tracer.syscall import program_ids
@@ -208,10 +208,21 @@ def test_the_ladder(recording: Recording, record_property: Note) -> None:
     shown = {f for t in traced if t in catalogue.tracepoints for f in catalogue.tracepoints[t].functions}
     attached = [n for n in here if {n, *catalogue.stand_ins(n)} & (traced | shown)]
     others = sorted(set(here) - set(attached))
+    layers = {
+        layer: (
+            sum(catalogue.layer_of(n) == layer for n in attached),
+            sum(catalogue.layer_of(n) == layer for n in wanted),
+        )
+        for layer in LAYERS
+    }
     record_property("default", f"{RELEASE}: {len(attached)} of {len(here)} attached; not: {', '.join(others) or '-'}")
+    record_property("by layer", ", ".join(f"{layer} {some} of {all_}" for layer, (some, all_) in layers.items()))
+    record_property("instead", ", ".join(f"{name}: {instead}" for name, instead in refused.items() if instead))
+    record_property("not here", ", ".join(name for name in wanted if name in refused and not refused[name]))
     record_property("seconds", {name: round(seconds, 2) for name, seconds in record["timing"].items()})
     assert [name for name in wanted if name not in attached and name not in refused] == []
     assert len(attached) >= 0.9 * len(here)
+    assert [layer for layer, (some, _) in layers.items() if not some] == []
 
 
 def test_functions_of_modules(recording: Recording) -> None:
