@@ -75,7 +75,7 @@ class Guest:
             with self.log.open("wb") as log:
                 status = self._listen(log)
             end = f"the guest ended with status {status}"
-        except (LabError, OSError) as error:
+        except (LabError, OSError, ValueError) as error:
             end = str(error)
         with self._news:
             self._end = end
