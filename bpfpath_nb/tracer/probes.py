@@ -40,6 +40,9 @@ SKBUFF = (
     "skb_attempt_defer_free", "kfree_skbmem", "skb_free_head", "__consume_stateless_skb",
 )  # fmt: skip
 """Functions of net/core/skbuff.c that free, or lead to it."""
+DATAGRAM = ("skb_free_datagram", "__skb_free_datagram_locked")
+"""Functions of net/core/datagram.c, which lies next, that free what a socket's reader is done with: it is who counts.
+Before 5.18 the first does something after it has freed, and is on the stack."""
 SKBUFF_LARGEST = 1 << 20
 """All of that file's functions take less, in bytes; more means that the linker has scattered them."""
 
@@ -209,6 +212,8 @@ def skbuff_macros(kernel: Kernel) -> dict[str, str]:
     if end - start > SKBUFF_LARGEST:
         return {}
     (expand_start, expand_end) = expand[0]
+    datagram = [span for name in DATAGRAM for span in symbols.spans(name)]
+    end = max([end, *(last for first, last in datagram if start < first and last < start + SKBUFF_LARGEST)])
     untold = {} if "void *" in kernel.tracepoint_arguments("consume_skb") else {"CONSUMED_UNTOLD": "1"}
     return untold | {
         "SKBUFF_START": f"{start:#x}ull",
