@@ -296,6 +296,7 @@ def test_loopback_from_socket_to_socket(lab: Lab, record_property: Note) -> None
         assert seconds < 2.0
 
 
+@pytest.mark.only("5.10", "6.12")  # clsact and TCX
 @pytest.mark.parametrize("match", ["tc", "every"])
 def test_the_other_entry_modes(lab: Lab, recording: Recording, match: str) -> None:
     with Capture("udp port 7500", match=match, timeout=900) as cap:
@@ -307,6 +308,7 @@ def test_the_other_entry_modes(lab: Lab, recording: Recording, match: str) -> No
     assert functions_of(recording, 1)[0] != "tc_egress"
 
 
+@pytest.mark.only("6.12")
 def test_a_list_in_the_papers_format(lab: Lab, tmp_path: Path) -> None:
     listing = tmp_path / "kp_funcs.txt"
     listing.write_text("ip_rcv\nip_local_deliver\nip_output\nkfree_skb 1\n")
