@@ -180,6 +180,7 @@ def recording(lab: Lab) -> Recording:
 
 def keep(recording: Recording) -> None:
     name = ".".join(map(str, VERSION))
+    subprocess.run(["modprobe", "-a", "openvswitch", "mac80211", "sch_fq_codel", "vxlan"], check=True)
     facts.record(TESTS / "facts" / f"{name}.json.gz")
     events = recording.events
     anywhere = StartRecord.from_dict(events.start.raw | {"host": "lab"})
