@@ -104,7 +104,11 @@ class Guest:
                     return process.wait()
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
-                    self._note(json.loads(line))
+                    report = json.loads(line)
+                    if report["outcome"] == "failed":  # else the log would tell why at its end only
+                        log.write(json.dumps(report["longrepr"], indent=1).encode() + b"\n")
+                        log.flush()
+                    self._note(report)
 
     def _note(self, report: dict[str, object]) -> None:
         with self._news:
