@@ -217,7 +217,9 @@ def loaded_modules() -> frozenset[str]:
         lines = Path("/proc/modules").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return frozenset()
-    return frozenset(f"{words[0]} {words[5]}" for line in lines if len(words := line.split()) > 5 and words[4] == "Live")
+    return frozenset(
+        f"{words[0]} {words[5]}" for line in lines if len(words := line.split()) > 5 and words[4] == "Live"
+    )
 
 
 def _checked(data: Any) -> Types:
