@@ -37,7 +37,7 @@ struct place {
 
 static __always_inline void place_of(struct place *place, const struct sk_buff_copy *copy)
 {
-	u64 dev = MEMBER(copy, u64, sk_buff__dev);
+	u64 dev = copy->dev;
 	u64 net = read_pointer(dev, net_device__nd_net);
 	u32 netns = read_u32(net, net__ns_inum);
 
@@ -48,7 +48,7 @@ static __always_inline void place_of(struct place *place, const struct sk_buff_c
 		place->ifindex = read_u32(dev, net_device__ifindex);
 		return;
 	}
-	net = read_pointer(MEMBER(copy, u64, sk_buff__sk), sock__skc_net);
+	net = read_pointer(read_pointer(copy->skb, sk_buff__sk), sock__skc_net);
 	netns = read_u32(net, net__ns_inum);
 	if (netns >= NETNS_LOWEST)
 		place->netns = netns;
@@ -80,9 +80,15 @@ static __always_inline int interface_wanted(struct place *place)
 #endif
 }
 
+struct header {
+	u64 addresses; /* hashed; 0 where there is no IP header */
+	u8 protocol;
+	u8 fragment;
+};
+
 /* The addresses and ports as they stand in the packet now, hashed. TTL, checksums and lengths stay out: they
  * change at every router. 0 where there is no IP header to be seen. */
-static __always_inline u64 flow_of(const struct sk_buff_copy *copy, u8 *seen)
+static __always_inline u64 flow_of(const struct sk_buff_copy *copy, struct header *seen)
 {
 	u64 w[5] = {};
 	u16 network = MEMBER(copy, u16, sk_buff__network_header);
@@ -99,7 +105,8 @@ static __always_inline u64 flow_of(const struct sk_buff_copy *copy, u8 *seen)
 		return 0;
 	if (header[0] >> 4 == 4) {
 		protocol = header[9];
-		*seen = protocol;
+		seen->protocol = protocol;
+		seen->fragment = (header[6] & 0x3f) || header[7]; /* more fragments, or an offset */
 		transport = (header[0] & 15) * 4;
 		/* Later fragments have no ports. */
 		if ((header[6] & 0x1f) || header[7])
@@ -107,13 +114,15 @@ static __always_inline u64 flow_of(const struct sk_buff_copy *copy, u8 *seen)
 		hash = (w[1] >> 32) * 0x9E3779B97F4A7C15ull ^ (w[2] & 0xffffffff) * 0xC2B2AE3D27D4EB4Full;
 	} else if (header[0] >> 4 == 6) {
 		protocol = header[6];
-		*seen = protocol;
+		seen->protocol = protocol;
+		seen->fragment = protocol == 44;
 		transport = 40;
 		hash = (w[1] * 0x9E3779B97F4A7C15ull ^ w[2]) * 0x165667B19E3779F9ull ^
 		       (w[3] * 0xC2B2AE3D27D4EB4Full ^ w[4]) * 0x27D4EB2F165667C5ull;
 	} else {
 		return 0;
 	}
+	seen->addresses = hash;
 	if (protocol == 6 || protocol == 17 || protocol == 132 || protocol == 33 || protocol == 136)
 		bpf_probe_read_kernel(&ports, sizeof(ports), (void *)(at + transport));
 	hash = (hash ^ ports) * 0x9E3779B97F4A7C15ull ^ protocol;
@@ -133,7 +142,7 @@ static __always_inline void send_snapshot(struct state *state, const struct pack
 	}
 	facts->time = now;
 	facts->packet = path->packet;
-	facts->parent = 0;
+	facts->parent = path->parent;
 	facts->len = packet->len;
 	facts->snapshot = path->snapshot;
 	facts->link = packet->link;
@@ -181,6 +190,7 @@ struct where {
 	u32 reason;
 	u64 location;
 	u64 socket; /* that gave the packet up, where the kernel tells */
+	u64 call;   /* where the function's return is traced: the stack pointer at its entry, else 0 */
 	void *drop; /* the probe's context where this end is a drop, else 0 */
 };
 
@@ -204,7 +214,7 @@ static __always_inline void send_drop(struct state *state, const struct path *pa
 				      const struct sk_buff_copy *copy, const struct where *where, u64 now)
 {
 	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
-	u64 socket = where->socket ? where->socket : MEMBER(copy, u64, sk_buff__sk);
+	u64 socket = where->socket ? where->socket : read_pointer(copy->skb, sk_buff__sk);
 
 	if (!facts) {
 		COUNT(&state->facts_lost);
@@ -253,9 +263,152 @@ static __always_inline void send_event(struct state *state, struct path *path, u
 	events.ringbuf_submit(event, NO_WAKEUP);
 }
 
+#ifdef HAVE_RETURNS
+/* Calls that were recorded and have not returned. No two of them share a stack pointer at entry, but for one that
+ * ended by jumping into the other; those are two functions. So the return, of which the kernel tells no more
+ * than where it came from, finds its entry by both, however calls are nested, interrupted or recursive. */
+struct call {
+	u64 skb;
+	u32 packet;
+	u32 netns;
+	u32 ifindex;
+	u32 len;
+	u32 mark;
+	u16 snapshot;
+	u16 func;
+};
+
+BPF_HASH(calls, u64, struct call, CALLS_ENTRIES);
+
+/* All addresses of stacks have the same upper 16 bits. */
+static __always_inline u64 call_key(u64 stack_pointer, u16 func)
+{
+	return stack_pointer ^ (u64)func << 48;
+}
+
+static __always_inline int open_call(struct state *state, const struct path *path, u64 skb,
+				     const struct where *where)
+{
+	u64 key = call_key(where->call, where->func);
+	struct call call = {.skb = skb,
+			    .packet = path->packet,
+			    .netns = path->netns,
+			    .ifindex = path->ifindex,
+			    .len = path->len,
+			    .mark = path->mark,
+			    .snapshot = path->snapshot,
+			    .func = where->func};
+
+	COUNT(&state->opened);
+	if (!calls.update(&key, &call))
+		return 1;
+	COUNT(&state->forgotten);
+	return 0;
+}
+
+static __always_inline int has_open_calls(struct state *state)
+{
+	return state->opened != state->closed + state->forgotten;
+}
+
+/* At an entry: what is open under the same key has returned, and that was missed. Else the return of this call, if
+ * it is not recorded, would be taken for it. */
+static __always_inline void forget_call(struct state *state, u64 stack_pointer, u16 func)
+{
+	u64 key = call_key(stack_pointer, func);
+
+	if (has_open_calls(state) && !calls.delete(&key))
+		COUNT(&state->forgotten);
+}
+
+/* 1 where the call was an open one. */
+static __always_inline int close_call(struct state *state, u64 stack_pointer, u16 func)
+{
+	u64 key = call_key(stack_pointer, func);
+	struct where where = {.func = func, .location = stack_pointer};
+	struct call *call = calls.lookup(&key);
+	struct path path = {};
+	u32 zero = 0;
+	u64 *armed = armed_map.lookup(&zero);
+	u64 skb;
+
+	if (!call || !armed || *armed == DISARMED)
+		return 0;
+	skb = call->skb;
+	path.packet = call->packet;
+	path.netns = call->netns;
+	path.ifindex = call->ifindex;
+	path.len = call->len;
+	path.mark = call->mark;
+	path.snapshot = call->snapshot;
+	if (calls.delete(&key))
+		return 0;
+	COUNT(&state->closed);
+	path.pid = read_u32(bpf_get_current_task(), task_struct__tgid);
+	send_event(state, &path, bpf_ktime_get_ns(), skb, &where, EVENT_RETURN);
+	return 1;
+}
+#endif
+
+/* The packets that others may be made of just now (see identity.h): those that are cut into segments, or copied, by
+ * flow and CPU; those that may be cut into fragments, which are large and not TCP's, by addresses and CPU. */
+struct source {
+	u32 packet;
+	u32 seen; /* us */
+};
+
+#define LARGE  1280
+#define US(ns) ((u32)((ns) >> 10))
+
+BPF_TABLE("lru_hash", u64, struct source, sources, 4096);
+
+static __always_inline u64 source_key(u64 hash)
+{
+	return hash ^ (u64)(bpf_get_smp_processor_id() + 1) * 0x9E3779B97F4A7C15ull;
+}
+
+static __always_inline void note_source(const struct path *path, const struct sk_buff_copy *copy,
+					const struct header *header, u16 kind, u64 now)
+{
+	struct source source = {.packet = path->packet, .seen = US(now)};
+	struct source *known;
+	u64 key = 0;
+
+	if (!header->addresses)
+		return;
+	if (kind & KIND_COPY || (MEMBER(copy, u32, sk_buff__data_len) &&
+				 (read_u32(MEMBER(copy, u64, sk_buff__head),
+					   MEMBER(copy, u32, sk_buff__end) + skb_shared_info__gso_size) &
+				  0xffff)))
+		key = source_key(path->flow);
+	else if (path->len > LARGE && header->protocol != 6)
+		key = source_key(header->addresses);
+	if (!key)
+		return;
+	known = sources.lookup(&key);
+	if (known && path->parent && path->parent == known->packet && US(now) - known->seen < US(FRESH))
+		return; /* there may be more of its kind to come */
+	sources.update(&key, &source);
+}
+
+static __always_inline u32 parent_of(const struct header *header, u64 flow, u16 kind, u64 now)
+{
+	struct source *source;
+	u64 key = source_key(header->fragment ? header->addresses : flow);
+
+	if (!header->addresses || kind & (KIND_RECEIVE | KIND_BIRTH))
+		return 0;
+	source = sources.lookup(&key);
+	return source && US(now) - source->seen < US(FRESH) ? source->packet : 0;
+}
+
+/* Buffers of packets that found skb_map full, and when: a packet is counted once, and not taken up in the middle of
+ * its way. */
+BPF_TABLE("lru_hash", u64, u64, refused, 4096);
+
 /* Ask the filter; a packet that it takes gets its number. */
 static __always_inline struct path *enter(struct state *state, const struct sk_buff_copy *copy,
-					  struct packet *packet, struct place *place)
+					  struct packet *packet, struct place *place, u64 now)
 {
 	struct path path = {};
 	u64 head = MEMBER(copy, u64, sk_buff__head);
@@ -265,6 +418,12 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 		return 0;
 	if (!filter_match(packet))
 		return 0;
+	if (state->untracked) {
+		u64 *when = refused.lookup(&head);
+
+		if (when && now - *when < FRESH)
+			return 0;
+	}
 #if SAMPLE > 1
 	path.ignored = NEXT(&state->matched) % SAMPLE != 0;
 #endif
@@ -277,10 +436,14 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 	}
 	/* A clone on another CPU may have been faster; then the packet has its number. */
 	error = skb_map.insert(&head, &path);
-	if (!error)
+	if (!error) {
 		COUNT(&state->tagged);
-	else if (error != -17) /* EEXIST */
+		if (path.ignored)
+			COUNT(&state->sampled_out);
+	} else if (error != -17) { /* EEXIST */
 		COUNT(&state->untracked);
+		refused.update(&head, &now);
+	}
 	return skb_map.lookup(&head);
 }
 
@@ -297,6 +460,7 @@ static __always_inline int is_last(const struct sk_buff_copy *copy)
 	return read_u32(MEMBER(copy, u64, sk_buff__head), end + skb_shared_info__dataref) == bias;
 }
 
+/* 1 where a call was opened: the function's return is of interest. */
 static __always_inline int hop(void *tc, u64 skb, struct where where)
 {
 	u32 zero = 0;
@@ -310,7 +474,8 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	u64 *former = 0;
 	u32 pid, translated, entry;
 	u16 flags = 0;
-	u8 protocol = 0;
+	struct header header = {};
+	int opened = 0;
 
 	if (!state || !armed || *armed == DISARMED || !skb)
 		return 0;
@@ -328,7 +493,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (!path && !former && !entry)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (bpf_probe_read_kernel(&copy, sizeof(copy), (void *)skb))
+	if (sk_buff_read(&copy, skb))
 		return 0;
 	if (path && where.kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) &&
 	    BITS(&copy, sk_buff__head_frag)) {
@@ -336,18 +501,19 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path = 0;
 	}
 	place_of(&place, &copy);
-	flow = flow_of(&copy, &protocol);
+	flow = flow_of(&copy, &header);
 	if (!path && former)
 		path = carry_on(state, *former, skb, head, flow, now);
 	if (!path) {
 		if (!entry || packet_from_skb(&packet, &copy, tc))
 			return 0;
-		path = enter(state, &copy, &packet, &place);
+		path = enter(state, &copy, &packet, &place, now);
 		if (!path || path->ignored)
 			return 0;
 		path->flow = flow;
 		path->skb = 0;
 		path->link = packet.link;
+		path->parent = parent_of(&header, flow, where.kind, now);
 		send_snapshot(state, &packet, path, now);
 		flags |= EVENT_ENTRY;
 	} else {
@@ -378,11 +544,12 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	path->seen = now;
 	path->func = where.func;
 	path->kind = where.kind;
-	path->protocol = protocol;
+	path->protocol = header.protocol;
 	path->netns = place.netns;
 	path->ifindex = place.ifindex;
 	path->len = MEMBER(&copy, u32, sk_buff__len);
 	path->mark = MEMBER(&copy, u32, sk_buff__mark);
+	note_source(path, &copy, &header, where.kind, now);
 	if (BITS(&copy, sk_buff__cloned))
 		flags |= EVENT_CLONE;
 	if (where.kind & KIND_END) {
@@ -398,6 +565,10 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		send_event(state, path, now, skb, &where, flags);
 		if (where.drop)
 			send_drop(state, path, &copy, &where, now);
+#ifdef HAVE_RETURNS
+		if (where.call)
+			opened = open_call(state, path, skb, &where);
+#endif
 	}
 	if (where.kind & KIND_EXPAND && flags & EVENT_CLONE && !moved.update(&skb, path)) {
 		COUNT(&state->moved);
@@ -405,10 +576,9 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	}
 	if (flags & EVENT_LAST)
 		path_remove(state, head);
-	return 0;
+	return opened;
 end:
-	if (where.kind & KIND_END && !bpf_probe_read_kernel(&copy, sizeof(copy), (void *)skb) &&
-	    is_last(&copy))
+	if (where.kind & KIND_END && !sk_buff_read(&copy, skb) && is_last(&copy))
 		path_remove(state, head);
 	return 0;
 }

@@ -27,12 +27,20 @@
  * that function can be probed, the entry is copied to `moved`, under the sk_buff's address, until the sk_buff
  * is seen with its new buffer. Elsewhere the allocator's call with pskb_expand_head() on the stack tells of
  * it, and an unknown buffer under an sk_buff that was followed just now (`heads`) is its new one.
+ *
+ * Some packets are made of others, and get numbers of their own with their `parent`: the segments of a large packet
+ * (GSO), fragments, copies. They have new buffers, so what they are made of has to be seen by their circumstances:
+ * they appear in mid-path, on the CPU on which the large packet was seen just before, between the same addresses, and
+ * for segments and copies with the same ports. Segments are recognized only beneath a packet that is known to be cut
+ * (`gso_size`), fragments by their header, copies only after one of the functions that copy, where these can be probed;
+ * elsewhere a copy is a packet of its own, without a parent. (`sources`)
  */
 
 struct path {
 	u64 flow; /* hash of the addresses and ports, to notice their translation */
 	u64 skb;
-	u64 seen; /* when, last */
+	u64 seen;   /* when, last */
+	u64 parent; /* number of the packet it was copied or cut from, else 0 */
 	u32 packet;
 	u32 pid;
 	u32 netns;

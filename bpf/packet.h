@@ -31,7 +31,10 @@
  * being changed. Every offset is therefore bounded, and a failed read is no match.
  */
 
-#define MEMBER(copy, type, member) (*(type *)((copy)->raw + member))
+/* Members from `len` on. Those before are pointers, of which only few are asked for, and 48 bytes of scratch; the
+ * stack is small. */
+#define COPY_START		   (sk_buff__len & ~7)
+#define MEMBER(copy, type, member) (*(type *)((copy)->raw + member - COPY_START))
 #define BITS(copy, member)	   ((MEMBER(copy, u8, member) >> member##_SHIFT) & ((1 << member##_BITS) - 1))
 
 /* The numbers of link types in capture files (LINKTYPE_ETHERNET, LINKTYPE_RAW), so that a snapshot needs no
@@ -46,10 +49,20 @@
 
 #define PACKET_NO_VALUE -1 /* of the loads, whose values are 0 to 2^32 - 1 */
 
-/* The whole struct sk_buff, read at once. */
+/* What is looked at of a struct sk_buff, read at once. */
 struct sk_buff_copy {
-	u8 raw[sk_buff__SIZE];
+	u64 skb;
+	u64 dev;
+	u8 raw[sk_buff__SIZE - COPY_START];
 } __attribute__((aligned(8)));
+
+/* 0, or not where it cannot be read. */
+static __always_inline int sk_buff_read(struct sk_buff_copy *copy, u64 skb)
+{
+	copy->skb = skb;
+	return bpf_probe_read_kernel(&copy->dev, sizeof(copy->dev), (void *)(skb + sk_buff__dev)) ||
+	       bpf_probe_read_kernel(copy->raw, sizeof(copy->raw), (void *)(skb + COPY_START));
+}
 
 struct packet {
 	u64 start; /* address of the first byte shown */
@@ -267,7 +280,7 @@ static __always_inline s64 packet_pkttype(const struct packet *p)
 
 static __always_inline s64 packet_ifindex(const struct packet *p)
 {
-	u64 dev = MEMBER(p->skb, u64, sk_buff__dev);
+	u64 dev = p->skb->dev;
 	u32 ifindex;
 
 	if (!dev || bpf_probe_read_kernel(&ifindex, sizeof(ifindex), (void *)(dev + net_device__ifindex)))
@@ -277,7 +290,7 @@ static __always_inline s64 packet_ifindex(const struct packet *p)
 
 static __always_inline s64 packet_hatype(const struct packet *p)
 {
-	u64 dev = MEMBER(p->skb, u64, sk_buff__dev);
+	u64 dev = p->skb->dev;
 	u16 type;
 
 	if (!dev || bpf_probe_read_kernel(&type, sizeof(type), (void *)(dev + net_device__type)))

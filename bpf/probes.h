@@ -56,7 +56,7 @@ int netfilter(u64 *ctx)
 
 /* What a tracepoint's cookie holds. An argument that it has not is 15. */
 #define COOKIE_FUNC(cookie)	((u16)(cookie))
-#define COOKIE_KIND(cookie)	((u16)((cookie) >> 16 & 0xff))
+#define COOKIE_KIND(cookie)	((u16)((cookie) >> 16 & 0xff | (cookie) >> 33 & 0x100)) /* KIND_COPY: bit 41 */
 #define COOKIE_SKB(cookie)	((u32)((cookie) >> 24 & 15))
 #define COOKIE_LOCATION(cookie) ((u32)((cookie) >> 28 & 15))
 #define COOKIE_REASON(cookie)	((u32)((cookie) >> 32 & 15))
@@ -164,19 +164,20 @@ static __always_inline u64 followed_argument(u64 *ctx)
 }
 #endif
 
-int kprobe(u64 *ctx)
+static __always_inline u64 kprobe_cookie(u64 *ctx)
 {
 #ifdef bpf_trace_run_ctx__bpf_cookie
-	u64 cookie = attach_cookie(ctx);
+	return attach_cookie(ctx);
 #else
 	u64 address = ctx[REGISTER_IP / 8];
 	u64 *known = kprobe_cookies.lookup(&address);
-	u64 cookie;
 
-	if (!known)
-		return 0;
-	cookie = *known;
+	return known ? *known : 0;
 #endif
+}
+
+static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
+{
 	u32 number = COOKIE_SKB(cookie);
 	u32 place = number == 0	  ? REGISTER_0
 		    : number == 1 ? REGISTER_1
@@ -190,8 +191,57 @@ int kprobe(u64 *ctx)
 	if (number == NO_ARGUMENT)
 		skb = followed_argument(ctx);
 #endif
-	return hop(0, skb, WHERE(COOKIE_FUNC(cookie), COOKIE_KIND(cookie), 0, 0));
+	struct where where = WHERE(COOKIE_FUNC(cookie), COOKIE_KIND(cookie), 0, 0);
+
+#ifdef HAVE_RETURNS
+	where.call = where.location = ctx[REGISTER_SP / 8];
+#endif
+	return hop(0, skb, where);
 }
+
+int kprobe(u64 *ctx)
+{
+	u64 cookie = kprobe_cookie(ctx);
+#ifdef HAVE_RETURNS
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+
+	if (state)
+		forget_call(state, ctx[REGISTER_SP / 8], COOKIE_FUNC(cookie));
+#endif
+	if (cookie)
+		kprobe_hop(ctx, cookie);
+	return 0;
+}
+
+#ifdef HAVE_RETURNS
+int kprobe_return(u64 *ctx)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+
+	if (state && has_open_calls(state))
+		close_call(state, ctx[REGISTER_SP / 8] - RETURN_POPS, COOKIE_FUNC(kprobe_cookie(ctx)));
+	return 0;
+}
+
+/* Entry and return in one program. Its result at an entry says whether the return is wanted; 0 is yes. There is no
+ * need to be told which of the two it is: it is the return of an open call, or else an entry, since a call whose
+ * stack began below this one's is over. */
+int kprobe_session(u64 *ctx)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+	u64 cookie = kprobe_cookie(ctx);
+	u64 stack_pointer = ctx[REGISTER_SP / 8];
+
+	if (!state)
+		return 1;
+	if (has_open_calls(state) && close_call(state, stack_pointer - RETURN_POPS, COOKIE_FUNC(cookie)))
+		return 0;
+	return !kprobe_hop(ctx, cookie);
+}
+#endif
 #endif
 
 /* kfree(call_site, pointer) and kmem_cache_free(call_site, pointer, ...) */

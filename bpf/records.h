@@ -60,6 +60,7 @@ struct facts {
 #define KIND_RECEIVE   32  /* a driver hands the packet up */
 #define KIND_HOOK      64  /* netfilter: addresses may be translated */
 #define KIND_BIRTH     128 /* a sender's packet is new here */
+#define KIND_COPY      256 /* the packet is copied */
 
 /* Set by the tracer: armed when every probe is in, until then nothing is recorded; closing when the capture
  * ends, then nothing new is taken up, but what is followed may come to its end. */
@@ -71,10 +72,14 @@ BPF_ARRAY(armed_map, u64, 1);
 
 /* The capture as a whole. */
 struct state {
-	u64 tagged;    /* packets in skb_map and moved: nothing tagged, nothing paid */
-	u64 moved;     /* of these, those in `moved` */
-	u64 packets;   /* numbers given out */
-	u64 matched;   /* packets the filter took, for sampling */
+	u64 tagged;  /* packets in skb_map and moved: nothing tagged, nothing paid */
+	u64 moved;   /* of these, those in `moved` */
+	u64 packets; /* numbers given out */
+	u64 matched; /* packets the filter took, for sampling */
+	u64 sampled_out;
+	u64 opened;    /* calls that were recorded, where returns are traced */
+	u64 closed;    /* of these, those whose return was seen */
+	u64 forgotten; /* and those whose return cannot come any more */
 	u64 untracked; /* packets that found skb_map full */
 	u64 events_lost;
 	u64 facts_lost;

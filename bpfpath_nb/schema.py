@@ -222,6 +222,8 @@ COUNTERS: Final = {
     "facts_lost": "headers snapshots and process names that found their ring full",
     "packets_untracked": "packets that matched but found skb_map full",
     "probe_misses": "probe hits that the kernel skipped (recursion)",
+    "returns_lost": "calls whose return was not seen, where returns are traced",
+    "packets_sampled_out": "packets that matched and were not followed, as `sample` asks",
     "packets": "packets that got a number",
     "events": "events written",
 }
@@ -393,6 +395,8 @@ QUALITY: Final = (
     Column("facts_lost", "int", "headers snapshots and process names that found their ring full"),
     Column("packets_untracked", "int", "packets that matched but could not be followed, too many were under way"),
     Column("probe_misses", "int", "probe hits that the kernel skipped"),
+    Column("returns_lost", "int", "calls whose return was not seen, where returns are traced"),
+    Column("packets_sampled_out", "int", "packets that matched and were not followed, as `sample` asks"),
     Column("gaps", "int", "places where a CPU's count of events jumps"),
     Column("headers_missing", "int", "packets whose headers were not told"),
     Column("incomplete", "int", "packets that may lack a hop"),

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfpath_nb.analysis.copies import Copies, find_copies
+from bpfpath_nb.analysis.returns import depths, durations, no_returns, pair, split
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import EVENT, EVENT_FLAGS, FACTS_DTYPE, STACKS_DTYPE, TIME_LIMIT
 from bpfpath_nb.start import StartRecord
@@ -53,6 +54,8 @@ class Events:
         The columns of schema.EVENT, ordered by packet, time, cpu, seq.
     facts : structured array of schema.FACTS_DTYPE
         One row per (packet, snapshot) that a hop refers to, in that order. `time` is 0, the hop has it.
+    returns : dict of arrays
+        The returns of functions, which are no hops; columns as `returns.RETURN_COLUMNS`, ordered as the hops are.
     stacks : structured array of schema.STACKS_DTYPE
         One row per drop whose stack is known, in the order of the hops that dropped (`stack_of`).
     processes, devices, locations : dict
@@ -70,6 +73,7 @@ class Events:
     start: StartRecord
     hops: Columns
     facts: npt.NDArray[np.void]
+    returns: Columns = field(default_factory=no_returns)
     stacks: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, STACKS_DTYPE))
     processes: Mapping[int, str] = field(default_factory=dict)
     devices: Mapping[tuple[int, int], Names] = field(default_factory=dict)
@@ -104,14 +108,12 @@ class Events:
         ValueError
             A time in `devices` is none.
         """
-        order = hop_order(columns)
-        hops = columns if order is None else {name: values[order] for name, values in columns.items()}
-        for values in hops.values():
-            values.flags.writeable = False
+        hops, returns = (_ordered(part) for part in split(columns))
         return cls(
             start,
             hops,
             _facts_in_use(facts, hops),
+            returns,
             np.empty(0, STACKS_DTYPE) if stacks is None else _stacks_in_use(stacks, hops),
             {int(pid): printable(comm) for pid, comm in processes},
             _names_over_time(devices),
@@ -142,7 +144,9 @@ class Events:
         reads = self.reads & frozenset(kept.tolist())
         stacks = self.stacks[np.isin(self.stacks["packet"], kept)]
         stacks.flags.writeable = False
-        return replace(self, hops=hops, facts=facts, stacks=stacks, reads=reads, lost=lost)
+        of_kept = np.isin(self.returns["packet"], kept)
+        returns = {name: values[of_kept] for name, values in self.returns.items()}
+        return replace(self, hops=hops, facts=facts, returns=returns, stacks=stacks, reads=reads, lost=lost)
 
     def __len__(self) -> int:
         return len(self.hops["time"])
@@ -219,6 +223,21 @@ class Events:
         return rows
 
     @cached_property
+    def return_of(self) -> npt.NDArray[np.intp]:
+        """For each row the row of `returns` where its function returned, -1 where that is not known."""
+        return pair(self.hops, self.returns)
+
+    @cached_property
+    def duration(self) -> npt.NDArray[np.int64]:
+        """Of each hop the time from entry to return in ns, `returns.NAT` where that is not known."""
+        return durations(self.hops, self.returns, self.return_of)
+
+    @cached_property
+    def depth(self) -> npt.NDArray[np.int16]:
+        """Of each hop how many calls are open around it, by the returns that are known."""
+        return depths(self.hops, self.returns, self.return_of)
+
+    @cached_property
     def stack_of(self) -> npt.NDArray[np.intp]:
         """For each row the row of `stacks` that tells how it came to drop the packet, -1 where none does."""
         rows = np.full(len(self), -1, np.intp)
@@ -252,6 +271,14 @@ def _names_over_time(devices: Iterable[tuple[int, int, int, str]]) -> dict[tuple
         if steps:
             names[place] = tuple(steps)
     return names
+
+
+def _ordered(columns: Columns) -> Columns:
+    order = hop_order(columns)
+    columns = columns if order is None else {name: values[order] for name, values in columns.items()}
+    for values in columns.values():
+        values.flags.writeable = False
+    return columns
 
 
 def hop_order(columns: Columns) -> npt.NDArray[np.intp] | None:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
-from bpfpath_nb.analysis.hops import durations, gaps
+from bpfpath_nb.analysis.hops import gaps
 from bpfpath_nb.analysis.waits import Takings, waits
 from bpfpath_nb.errors import OptionError
 
@@ -119,7 +119,7 @@ class EventColumns(HopColumns):
 
     @property
     def duration(self) -> Int64s:  # type: ignore[override]
-        return durations(self.events)
+        return self.events.duration
 
     @property
     def packet_of(self) -> npt.NDArray[np.int32]:

@@ -15,10 +15,8 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
+from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.schema import HOPS, LAYERS, PROBES
-
-NAT = np.iinfo(np.int64).min
-"""How numpy and pandas write "not a time"."""
 
 
 def hops_frame(events: Events, flows: Flows) -> pd.DataFrame:
@@ -34,8 +32,8 @@ def hops_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "time": timestamps(utc),
         "since": timedeltas(utc - np.repeat(utc[events.first], events.counts)),
         "gap": timedeltas(gaps(events)),
-        "duration": timedeltas(durations(events)),
-        "depth": nullable(np.zeros(len(events), np.int16), np.ones(len(events), bool)),
+        "duration": timedeltas(events.duration),
+        "depth": nullable(events.depth, np.full(len(events), not events.start.options.get("returns"))),
         "func": names.functions(events).categorical(),
         "layer": _fixed(events, "layer", LAYERS),
         "probe": _fixed(events, "probe", PROBES),
@@ -75,11 +73,6 @@ def gaps(events: Events) -> npt.NDArray[np.int64]:
     gap[:-1] = np.diff(events.utc)
     gap[events.last] = NAT
     return gap
-
-
-def durations(events: Events) -> npt.NDArray[np.int64]:
-    """Of each hop how long the packet was inside the function; returns are not traced yet, so all are NAT."""
-    return np.full(len(events), NAT)
 
 
 def hop_flows(events: Events, flows: Flows) -> names.Named:

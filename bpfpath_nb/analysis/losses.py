@@ -22,7 +22,7 @@ from bpfpath_nb.analysis.events import Events, Lost
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import EVENT_FLAGS, VERDICTS
 
-LOSS_COUNTERS: Final = ("events_lost", "events_over", "facts_lost", "packets_untracked", "probe_misses")
+LOSS_COUNTERS: Final = ("events_lost", "events_over", "facts_lost", "packets_untracked", "probe_misses", "returns_lost")
 """The counters of schema.COUNTERS that must be 0 for a capture to be whole."""
 
 
@@ -30,7 +30,7 @@ def lost_between(events: Events) -> Lost:
     """The time spans in which events were lost, those of the events around each jump, and how many the jumps are."""
     if events.lost is not None:
         return events.lost
-    seq, cpu, time = (events.hops[name] for name in ("seq", "cpu", "time"))
+    seq, cpu, time = (np.concatenate((events.hops[name], events.returns[name])) for name in ("seq", "cpu", "time"))
     none = np.empty(0, np.int64)
     if not len(events) or _is_gapless(seq, cpu):
         return Lost(none, none, 0)
@@ -41,7 +41,8 @@ def lost_between(events: Events) -> Lost:
     before = np.where(starts_cpu, -1, np.concatenate(([-1], seq[:-1])))
     jumps = np.flatnonzero(seq > before + 1)
     begin = np.where(starts_cpu[jumps], 0, time[jumps - 1])
-    return Lost(begin, time[jumps], int((seq - before - 1)[jumps].sum()))
+    # A stream that is not to be trusted may have a time that runs backwards.
+    return Lost(begin, np.maximum(begin, time[jumps]), int((seq - before - 1)[jumps].sum()))
 
 
 def _is_gapless(seq: npt.NDArray[Any], cpu: npt.NDArray[Any]) -> bool:
@@ -92,6 +93,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     """
     values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     values |= {
+        "packets_sampled_out": events.counters.get("packets_sampled_out", 0),
         "gaps": len(lost_between(events).begin),
         "headers_missing": int((events.fact_of[events.first] < 0).sum()),
         "incomplete": int((~packets["complete"]).sum()),

@@ -30,10 +30,12 @@ from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Columns, Events, Lost
 from bpfpath_nb.analysis.flows import flows
 from bpfpath_nb.analysis.hops import hop_flows
+from bpfpath_nb.analysis.losses import lost_between
 from bpfpath_nb.errors import RecordingError
 from bpfpath_nb.io.replace import replacing
 from bpfpath_nb.schema import (
     EVENT,
+    EVENT_FLAGS,
     FACTS,
     FACTS_DTYPE,
     HEADERS_BYTES,
@@ -70,6 +72,12 @@ _FACTS: Final = {
 
 _STACK, _TCP_STATE = "stack", "tcp_state"
 """Names of the columns that hold `frames` and `tcp_state` of schema.STACKS; null but where a packet was dropped."""
+
+_DURATION: Final = "duration"
+"""Of a hop the time until its function returned, in ns; null where that is not known."""
+
+_SINCE_2: Final = (_STACK, _TCP_STATE, _DURATION)
+"""Columns that files of version 1 lack."""
 
 
 # --- writing
@@ -111,6 +119,7 @@ def _table(events: Events) -> Any:
         columns[to] = pa.array(values, mask=~_at(taken, len(events)))
     columns["headers"] = _headers_column(events, taken)
     columns[_TCP_STATE], columns[_STACK] = _stack_columns(events)
+    columns[_DURATION] = pa.array(events.duration, mask=events.return_of < 0)
     return pa.table(columns)
 
 
@@ -192,7 +201,8 @@ def _metadata(events: Events) -> dict[str, Any]:
         ],
         "locations": [(address, symbol, offset) for address, (symbol, offset) in events.locations.items()],
         "reads": sorted(events.reads),
-        "lost": _lost(events.lost),
+        # Of returns the file has the time only; what their numbers tell of losses is kept with it.
+        "lost": _lost(lost_between(events) if len(events.returns["time"]) else events.lost),
         "rows": len(events),
         "checksums": _checksums(events),
     }
@@ -216,7 +226,7 @@ def _read_lost(lost: dict[str, Any] | None) -> Lost | None:
 
 def _checksums(events: Events) -> dict[str, int]:
     checksums = {name: zlib.crc32(np.ascontiguousarray(values).data) for name, values in events.hops.items()}
-    tables = {"facts": events.facts, "stacks": events.stacks}
+    tables = {"facts": events.facts, "stacks": events.stacks, _DURATION: events.duration}
     return checksums | {
         name: zlib.crc32(np.ascontiguousarray(rows).view(np.uint8).data) for name, rows in tables.items()
     }
@@ -298,9 +308,8 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
     start = StartRecord.from_dict(metadata["start"])
     if parquet.metadata.num_rows != metadata["rows"]:
         raise ValueError("it has not the rows that were written")
-    has_stacks = metadata["version"] > 1
-    stacks_columns = [_TCP_STATE, _STACK] if has_stacks else []
-    table = parquet.read(["time", *_NUMBERS.values(), *_FACTS.values(), "headers", *stacks_columns])
+    more = [name for name in _SINCE_2 if name in parquet.schema_arrow.names]
+    table = parquet.read(["time", *_NUMBERS.values(), *_FACTS.values(), "headers", *more])
     table.validate(full=True)
     hops: Columns = {}
     for column in EVENT:
@@ -317,9 +326,9 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
         raise ValueError("a hop of a function that its start record does not have")
     events = Events.build(
         start,
-        hops,
+        _with_returns(table, hops) if _DURATION in more else hops,
         _read_facts(table, hops),
-        stacks=_read_stacks(table, hops) if has_stacks else None,
+        stacks=_read_stacks(table, hops) if _STACK in more else None,
         processes=metadata["processes"],
         devices=metadata["devices"],
         locations=metadata["locations"],
@@ -328,10 +337,8 @@ def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
         end=checked_end(metadata["end"]),
         lost=_read_lost(metadata.get("lost")),
     )
-    checksums = _checksums(events)
-    if not has_stacks:
-        del checksums["stacks"]
-    if checksums != metadata["checksums"]:
+    checksums, written = _checksums(events), metadata["checksums"]
+    if any(written.get(name) != value and (name in written or name in hops) for name, value in checksums.items()):
         raise ValueError("its columns are not what was written")
     return events
 
@@ -360,6 +367,21 @@ def _read_facts(table: Any, hops: Columns) -> npt.NDArray[np.void]:
         values = table[column].take(pa.array(taken))
         facts[name] = _numbers(values, FACTS_DTYPE[name])
     return facts
+
+
+def _with_returns(table: Any, hops: Columns) -> Columns:
+    """Hops and the returns of their functions, as events."""
+    duration = table[_DURATION].combine_chunks()
+    rows = np.flatnonzero(duration.is_valid().to_numpy(zero_copy_only=False))
+    if not len(rows):
+        return hops
+    lasted = _numbers(duration.drop_null(), np.dtype(np.int64))
+    if not 0 <= int(lasted.min()) <= int(lasted.max()) < TIME_LIMIT:
+        raise ValueError("a duration that no clock shows")
+    returns = {name: values[rows] for name, values in hops.items()}
+    returns["time"] = returns["time"] + lasted.astype(np.uint64)
+    returns["flags"] = np.full(len(rows), EVENT_FLAGS["return"], np.uint16)
+    return {name: np.concatenate((hops[name], returns[name])) for name in hops}
 
 
 def _read_stacks(table: Any, hops: Columns) -> npt.NDArray[np.void]:

@@ -64,8 +64,8 @@ NEEDS: tuple[Need, ...] = (
     *_plain("task_struct", "tgid", "comm", "group_leader"),
     *_plain("bpf_nf_ctx", "state", "skb", required=False),  # since 6.4
     *_plain("bpf_trace_run_ctx", "bpf_cookie", required=False),  # since 5.15
-    *_plain("pt_regs", "di", "si", "dx", "cx", "r8", "ip", required=False),  # x86
-    *_plain("pt_regs", "regs", "pc", required=False),  # arm64
+    *_plain("pt_regs", "di", "si", "dx", "cx", "r8", "ip", "sp", required=False),  # x86
+    *_plain("pt_regs", "regs", "pc", "sp", required=False),  # arm64
 )
 
 SIZES: tuple[str, ...] = ("sk_buff",)

@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from bpfpath_nb.errors import InterfaceError
+from bpfpath_nb.errors import InterfaceError, OptionError, RequirementError
 from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
 from bpfpath_nb.tracer import probes, tc
@@ -29,6 +29,10 @@ from bpfpath_nb.tracer.unit import unit
 
 TOWARDS_SOCKETS = ("nf_input", "__udp_enqueue_schedule_skb", "sock_queue_rcv_skb_reason", "sock_queue_rcv_skb")
 """Where a datagram is seen last before it waits for its reader."""
+
+
+COOKIES = "bpf_trace_run_ctx__bpf_cookie"
+"""The macro that a kernel has whose kprobes carry a cookie."""
 
 
 class _NoKprobesError(Exception):
@@ -122,6 +126,8 @@ class Attachment:
         self.counted: list[int] = []
         self._looked_for: set[int] = {0}
         self._told: set[int] = set()
+        if request.returns:
+            self._check_returns(with_kprobes=with_kprobes)
         text, self._plan = unit(request, self._kernel, with_kprobes=with_kprobes)
         self.refused = self._plan.refused
         self._places = Places(request.namespaces)
@@ -146,6 +152,21 @@ class Attachment:
         self._attach_tc()
         towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name in TOWARDS_SOCKETS]
         self.deliveries = Deliveries(self._program, towards_sockets)
+
+    def _check_returns(self, *, with_kprobes: bool) -> None:
+        if not with_kprobes:
+            raise RequirementError(
+                "The returns of functions are traced by kretprobes, and this kernel has no kprobes (or lets us have "
+                "none). Boot a kernel with CONFIG_KPROBES, such as Debian's, trace on another host with "
+                "on='ssh://root@host', or leave `returns` out: `gap` tells the time from function to function."
+            )
+        if COOKIES not in self._kernel.macros:
+            raise RequirementError(
+                f"Kernel {self._kernel.release} does not tell a return probe which function it is of; that came with "
+                "5.15. Boot a newer kernel, or leave `returns` out: `gap` tells the time from function to function."
+            )
+        if self._request.functions == "drops":
+            raise OptionError("With functions='drops' no function is traced, so none returns: leave `returns` out.")
 
     def _check_interfaces(self) -> None:
         wanted = self._request.interfaces or []
@@ -172,24 +193,24 @@ class Attachment:
             else:
                 self._refuse(probe.target, OSError("inlined by the compiler, or in a module that is not loaded"))
 
-        def load(attach_type: int | None) -> int:
-            return self._program.load("kprobe", KPROBE, attach_type)
+        def load(function: str, attach_type: int | None) -> int:
+            return self._program.load(function, KPROBE, attach_type)
 
         def set_cookie(address: int, cookie: int) -> None:
             table = self._program.map("kprobe_cookies")
             table[table.Key(address)] = table.Leaf(cookie)
 
-        carried = "bpf_trace_run_ctx__bpf_cookie" in self._kernel.macros
-        self._kprobes = Kprobes(load, None if carried else set_cookie)
+        carried = COOKIES in self._kernel.macros
+        self._kprobes = Kprobes(load, None if carried else set_cookie, returns=self._request.returns)
         self._undo.callback(self._kprobes.close)
         started = time.monotonic()
         refused = self._kprobes.attach(targets)
         self._timing["kprobes"] = time.monotonic() - started
         for name, why in refused.items():
             self._refuse(name, OSError(why))
-        if self._kprobes.program is None:
+        if not self._kprobes.programs:
             raise _NoKprobesError
-        self.counted.append(self._kprobes.program)
+        self.counted += self._kprobes.programs
 
     def _attach_tracepoints(self) -> None:
         for probe in self._plan.of_kind("tracepoint"):

@@ -12,7 +12,19 @@ from bpfpath_nb.tracer.toolchain import Program
 
 # bpf/records.h
 DISARMED, ARMED, CLOSING = 0, 1, 2
-STATE = ("tagged", "moved", "packets", "matched", "untracked", "events_lost", "facts_lost")
+STATE = (
+    "tagged",
+    "moved",
+    "packets",
+    "matched",
+    "sampled_out",
+    "opened",
+    "closed",
+    "forgotten",
+    "untracked",
+    "events_lost",
+    "facts_lost",
+)
 
 
 class Counters:
@@ -33,8 +45,8 @@ class Counters:
         """Let the probes record (`ARMED`), only what is followed already (`CLOSING`), or nothing (`DISARMED`)."""
         self._armed[0] = self._armed.Leaf(armed)
 
-    def read(self, descriptors: Iterable[int]) -> dict[str, int]:
-        """The counters of `schema.COUNTERS`."""
+    def read(self, descriptors: Iterable[int], *, final: bool = False) -> dict[str, int]:
+        """The counters of `schema.COUNTERS`; calls whose return may still come are lost at the end only."""
         state = self.state()
         begun = sum(int(value) for value in self._per_cpu())
         misses = 0
@@ -48,6 +60,8 @@ class Counters:
             "facts_lost": state["facts_lost"],
             "packets_untracked": state["untracked"],
             "probe_misses": misses,
+            "returns_lost": state["opened"] - state["closed"] if final else state["forgotten"],
+            "packets_sampled_out": state["sampled_out"],
         }
 
     def _per_cpu(self) -> Any:

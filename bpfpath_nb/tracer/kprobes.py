@@ -9,6 +9,10 @@ found; with tracefs at hand they are known before.
 - single kprobes: a perf event for each function. Each costs the kernel some waiting for RCU when it goes, so
 many are opened and closed at once by several threads.
 
+Returns of functions come in the same two ways, and in a better one on kernels that have it (6.10): a session runs one
+program at the entry and at the return, and the program says at the entry whether it wants the return; so functions that
+a packet passes which nobody follows do not pay for it.
+
 Functions are given by address: a name may stand for several copies, and all of them are meant. Kernels before
 5.15 give perf events no cookie; there the program looks its address up (`kprobe_cookies`). The address it sees
 is that of the breakpoint, one byte past the function's start, or five where the function begins with ENDBR.
@@ -26,6 +30,8 @@ from pathlib import Path
 from bpfpath_nb.errors import RequirementError
 from bpfpath_nb.tracer.syscall import (
     KPROBE_MULTI,
+    KPROBE_MULTI_RETURN,
+    KPROBE_SESSION,
     link_create_kprobe_multi,
     link_create_perf,
     perf_event_open_kprobe,
@@ -35,10 +41,15 @@ from bpfpath_nb.tracer.syscall import (
 PERF_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
 TRACEABLE = ("/sys/kernel/tracing/available_filter_functions", "/sys/kernel/debug/tracing/available_filter_functions")
 THREADS = 32
+HIGHEST = os.environ.get("BPFPATH_KPROBES", "")
+"""``kprobe.multi`` or ``kprobe``: the highest rung to try; for comparing, and for tests."""
 BREAKPOINT, ENDBR = 1, 4
 
-Load = Callable[[int | None], int]
-"""Loads the program for an attach type (None: the ordinary one); its descriptor."""
+ENTRY, RETURN, SESSION = "kprobe", "kprobe_return", "kprobe_session"
+"""The programs: for entries, for returns, for both."""
+
+Load = Callable[[str, int | None], int]
+"""Loads a program for an attach type (None: the ordinary one); its descriptor."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +90,20 @@ def registers(layout: Mapping[str, int], machine: str) -> dict[str, int]:
         A machine whose calling convention is not known here.
     """
     if machine == "x86_64":
-        names = [f"pt_regs__{name}" for name in ("di", "si", "dx", "cx", "r8", "ip")]
+        names = [f"pt_regs__{name}" for name in ("di", "si", "dx", "cx", "r8", "ip", "sp")]
         places = [layout.get(name) for name in names]
     elif machine == "aarch64":
         first = layout.get("pt_regs__regs")
-        places = [None if first is None else first + 8 * number for number in range(5)] + [layout.get("pt_regs__pc")]
+        places = [None if first is None else first + 8 * number for number in range(5)]
+        places += [layout.get("pt_regs__pc"), layout.get("pt_regs__sp")]
     else:
         places = [None]
     if any(place is None for place in places):
         raise RequirementError(f"How functions take their arguments on {machine} is not known to bpfpath_nb.")
-    keys = [*(f"REGISTER_{number}" for number in range(5)), "REGISTER_IP"]
-    return {key: place for key, place in zip(keys, places, strict=True) if place is not None}
+    keys = [*(f"REGISTER_{number}" for number in range(5)), "REGISTER_IP", "REGISTER_SP"]
+    found = {key: place for key, place in zip(keys, places, strict=True) if place is not None}
+    # A return on x86 takes its address from the stack.
+    return {**found, "RETURN_POPS": 8 if machine == "x86_64" else 0}
 
 
 class Kprobes:
@@ -98,32 +112,39 @@ class Kprobes:
     Parameters
     ----------
     load
-        Loads the program.
+        Loads a program.
     set_cookie
         Where cookies are looked up by address: stores one. None where the kernel carries them.
+    returns
+        Trace the returns of the functions too. Needs cookies.
 
     Attributes
     ----------
     kind
-        ``"kprobe.multi"``, ``"kprobe"``, or empty while nothing is attached.
+        ``"kprobe.session"``, ``"kprobe.multi"`` or ``"kprobe"``, the latter two with the way in which returns are
+        traced; empty while nothing is attached.
+    programs
+        Descriptors of the programs that are attached.
     """
 
-    def __init__(self, load: Load, set_cookie: Callable[[int, int], None] | None) -> None:
+    def __init__(self, load: Load, set_cookie: Callable[[int, int], None] | None, *, returns: bool = False) -> None:
         self._load = load
         self._set_cookie = set_cookie
+        self._returns = returns
         self._descriptors: list[int] = []
         self.kind = ""
-        self.program: int | None = None
+        self.programs: list[int] = []
 
     def attach(self, targets: Sequence[Target]) -> dict[str, str]:
         """Attach to all that can be; why not, by name of those that cannot."""
         if not targets:
             return {}
-        try:
-            return self._attach_multi(targets)
-        except OSError:
-            self.close()
-            return self._attach_single(targets)
+        if HIGHEST != "kprobe":
+            try:
+                return self._attach_multi(targets)
+            except OSError:
+                self.close()
+        return self._attach_single(targets)
 
     def close(self) -> None:
         """Detach."""
@@ -134,7 +155,6 @@ class Kprobes:
     # -- kprobe.multi
 
     def _attach_multi(self, targets: Sequence[Target]) -> dict[str, str]:
-        program = self._load(KPROBE_MULTI)
         known = traceable()
         pairs = [
             (address, target.cookie, target.name)
@@ -146,26 +166,56 @@ class Kprobes:
             raise OSError("ftrace can trace none of the functions")
         chosen = {name for _, _, name in pairs}
         refused = {target.name: "ftrace cannot trace it" for target in targets if target.name not in chosen}
+        if self._returns and HIGHEST != "kprobe.multi":
+            try:
+                return refused | self._attach_session(pairs)
+            except OSError:
+                self.close()
+        entry = self._load(ENTRY, KPROBE_MULTI)
         # A kernel without kprobe.multi refuses any list; one that has it takes at least some part of this one.
-        refused |= self._link(program, pairs, first=True)
-        self.kind, self.program = "kprobe.multi", program
+        refused |= self._link(entry, pairs)
+        self.kind, self.programs = "kprobe.multi", [entry]
+        if self._returns:
+            program = self._load(RETURN, KPROBE_MULTI)
+            self._link(program, [pair for pair in pairs if pair[2] not in refused], flags=KPROBE_MULTI_RETURN)
+            self.kind, self.programs = "kprobe.multi, kretprobe.multi", [entry, program]
         return refused
 
-    def _link(self, program: int, pairs: list[tuple[int, int, str]], *, first: bool = False) -> dict[str, str]:
-        try:
-            addresses, cookies = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-            self._descriptors.append(link_create_kprobe_multi(program, addresses, cookies))
-            return {}
-        except OSError as error:
-            if len(pairs) == 1:
-                if first:
-                    raise
-                return {pairs[0][2]: str(error)}
-            half = len(pairs) // 2
-            refused = self._link(program, pairs[:half]) | self._link(program, pairs[half:])
-            if first and not self._descriptors:
-                raise
-            return refused
+    def _attach_session(self, pairs: list[tuple[int, int, str]]) -> dict[str, str]:
+        program = self._load(SESSION, KPROBE_SESSION)
+        refused = self._link(program, pairs, attach_type=KPROBE_SESSION)
+        self.kind, self.programs = "kprobe.session", [program]
+        return refused
+
+    def _link(
+        self, program: int, pairs: list[tuple[int, int, str]], *, attach_type: int = KPROBE_MULTI, flags: int = 0
+    ) -> dict[str, str]:
+        """Attach to all that can be; why not, by name of those that cannot.
+
+        Raises
+        ------
+        OSError
+            None can be.
+        """
+        taken: list[int] = []
+
+        def attach(pairs: list[tuple[int, int, str]]) -> dict[str, str]:
+            try:
+                addresses, cookies = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+                taken.append(link_create_kprobe_multi(program, addresses, cookies, attach_type, flags))
+                return {}
+            except OSError as error:
+                if len(pairs) == 1:
+                    if not taken and pairs[0] is last:
+                        raise
+                    return {pairs[0][2]: str(error)}
+                half = len(pairs) // 2
+                return attach(pairs[:half]) | attach(pairs[half:])
+
+        last = pairs[-1]
+        refused = attach(pairs)
+        self._descriptors += taken
+        return refused
 
     # -- single kprobes
 
@@ -173,7 +223,8 @@ class Kprobes:
         kind = perf_type()
         if kind is None:
             return dict.fromkeys((target.name for target in targets), "this kernel has no kprobes")
-        program = self._load(None)
+        entry = self._load(ENTRY, None)
+        program = self._load(RETURN, None) if self._returns else None
         pairs = [(address, target) for target in targets for _, address in target.copies]
         if self._set_cookie is not None:
             for address, target in pairs:
@@ -186,11 +237,9 @@ class Kprobes:
             address, target = pair
             opened: list[int] = []
             try:
-                opened.append(perf_event_open_kprobe(kind, address))
-                if self._set_cookie is None:
-                    opened.append(link_create_perf(program, opened[0], target.cookie))
-                else:
-                    perf_event_set_bpf(opened[0], program)
+                if program is not None:
+                    self._open_single(opened, program, kind, address, target.cookie, returns=True)
+                self._open_single(opened, entry, kind, address, target.cookie)
             except OSError as error:
                 refused[target.name] = str(error)
                 for descriptor in reversed(opened):
@@ -202,8 +251,19 @@ class Kprobes:
             run(attach, pairs)
         self._descriptors += attached
         if attached:
-            self.kind, self.program = "kprobe", program
+            self.kind, self.programs = "kprobe", [entry]
+            if program is not None:
+                self.kind, self.programs = "kprobe, kretprobe", [entry, program]
         return refused
+
+    def _open_single(
+        self, opened: list[int], program: int, kind: int, address: int, cookie: int, *, returns: bool = False
+    ) -> None:
+        opened.append(perf_event_open_kprobe(kind, address, returns=returns))
+        if self._set_cookie is None:
+            opened.append(link_create_perf(program, opened[-1], cookie))
+        else:
+            perf_event_set_bpf(opened[-1], program)
 
 
 def _close(descriptor: int) -> None:

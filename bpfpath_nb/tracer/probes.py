@@ -31,6 +31,8 @@ ENDS = ("kfree_skb", "consume_skb")
 """Tracepoints that report an end; they come with every plan."""
 STEADY = ("netif_receive_skb", "net_dev_start_xmit", "skb_copy_datagram_iovec")
 """Tracepoints that tell what becomes of a packet (`role`), on every kernel alike."""
+COPIES = ("skb_copy", "__pskb_copy_fclone", "skb_copy_expand")
+"""Functions that make another packet of one; identity.h wants to know of them."""
 EXPANDS = "pskb_expand_head"
 """The function that gives a packet another buffer: identity.h wants to know of it."""
 LAST_REGISTER = 4
@@ -47,7 +49,7 @@ SKBUFF_LARGEST = 1 << 20
 """All of that file's functions take less, in bytes; more means that the linker has scattered them."""
 
 # bpf/records.h and bpf/probes.h
-ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE = 1, 2, 4, 8, 16, 32
+ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, COPY = 1, 2, 4, 8, 16, 32, 256
 AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
 """Layers in which a packet is at a device, or on its way from one to another."""
 NO_ARGUMENT = 15
@@ -150,7 +152,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         chosen = select(wish, in_register, catalogue, symbols=frozenset(kernel.symbols.names()), files=False)
     ends = {name for name in ENDS for name in tracepoints[name].functions}
     for name, register in chosen.probes.items():
-        if name in ends or name == EXPANDS:
+        if name in ends or name == EXPANDS or name in COPIES:
             continue  # the tracepoint shows the same, and the reason; the other comes below
         described = catalogue.find(name)
         kind = _kind(request, catalogue.layer_of(name), described.entry if described else "")
@@ -160,6 +162,9 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
     if EXPANDS in in_register:
         made.probes.append(_function(EXPANDS, len(made.probes), EXPAND, in_register[EXPANDS], kernel, False))
         made.macros["EXPAND_PROBED"] = 1
+    for name in COPIES:
+        if name in in_register:
+            made.probes.append(_function(name, len(made.probes), COPY, in_register[name], kernel, False))
     shown = {probe.name for probe in made.probes}
     for name, position in kernel.tracepoints.items():
         described_tracepoint = tracepoints.get(name)
@@ -171,7 +176,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
 
 
 def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, final: bool) -> Probe:
-    cookie = func | kind << 16 | register << 24
+    cookie = func | (kind & 0xFF) << 16 | register << 24 | (kind >> 8) << 41
     return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, "", final, cookie)
 
 

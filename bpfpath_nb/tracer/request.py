@@ -73,7 +73,6 @@ class Request:
         )
         _expect(self.match in MATCHES, "match", f"one of {', '.join(MATCHES)}")
         _expect(isinstance(self.returns, bool), "returns", "True or False")
-        _expect(not self.returns, "returns", "False: the returns of functions are not traced yet")
         _expect(
             self.duration is None or (_number(self.duration) and self.duration > 0), "duration", "seconds, more than 0"
         )

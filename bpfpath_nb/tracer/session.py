@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfpath_nb.kernel import Kernel
-from bpfpath_nb.schema import FACTS_KINDS, SCHEMA_VERSION
+from bpfpath_nb.schema import EVENT_FLAGS, FACTS_KINDS, SCHEMA_VERSION
 from bpfpath_nb.stream import Sink, Writer
 from bpfpath_nb.tracer.attachment import Attachment
 from bpfpath_nb.tracer.counters import ARMED, CLOSING, DISARMED
@@ -150,7 +150,7 @@ class _Run:
         while self._drain():
             pass
         self._attachment.look_around(self._namespaces)
-        self._tell()
+        self._tell(final=True)
 
     def _limit(self, elapsed: float, now: float) -> str:
         """Which of the request's limits is reached, or nothing."""
@@ -178,18 +178,19 @@ class _Run:
         events = events[:room]
         self._delivered += len(events)
         self._namespaces.update(np.unique(events["netns"]).tolist())
-        addresses = np.concatenate([events["location"], _frames(facts).reshape(-1)])
+        ends = events["flags"] & EVENT_FLAGS["end"] != 0
+        addresses = np.concatenate([events["location"][ends], _frames(facts).reshape(-1)])
         side: dict[str, Any] = {"locations": self._resolve(addresses)}
         if len(facts):
             side["facts"] = _bounded(self._without_probes(facts))
         self._writer.write(events, side)
         return True
 
-    def _tell(self) -> None:
+    def _tell(self, *, final: bool = False) -> None:
         """Send the counters, and the names of places that were not told yet."""
         attachment = self._attachment
         devices, attachment.devices = attachment.devices, []
-        counters = attachment.counters.read(attachment.counted)
+        counters = attachment.counters.read(attachment.counted, final=final)
         counters["events_over"] = self._over
         refused = attachment.refused[self._refusals_told :]
         self._refusals_told += len(refused)

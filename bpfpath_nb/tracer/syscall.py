@@ -26,7 +26,8 @@ LINK_CREATE = 28
 
 SOCKET_FILTER = 1
 
-PERF_EVENT, KPROBE_MULTI, NETFILTER, TCX_INGRESS, TCX_EGRESS = 41, 42, 45, 46, 47
+PERF_EVENT, KPROBE_MULTI, NETFILTER, TCX_INGRESS, TCX_EGRESS, KPROBE_SESSION = 41, 42, 45, 46, 47, 56
+KPROBE_MULTI_RETURN = 1
 
 PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "ppc64le": 319, "s390x": 331}
 PERF_FLAG_FD_CLOEXEC = 8
@@ -127,13 +128,15 @@ def setns(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def link_create_kprobe_multi(program: int, addresses: Sequence[int], cookies: Sequence[int]) -> int:
-    """Attach a program to many functions at once; the descriptor of the link (kernel 5.18)."""
+def link_create_kprobe_multi(
+    program: int, addresses: Sequence[int], cookies: Sequence[int], attach_type: int = KPROBE_MULTI, flags: int = 0
+) -> int:
+    """Attach a program to many functions at once; the descriptor of the link (kernel 5.18; `KPROBE_SESSION` 6.10)."""
     count = len(addresses)
     address_array, cookie_array = (ctypes.c_uint64 * count)(*addresses), (ctypes.c_uint64 * count)(*cookies)
     attributes = struct.pack(
         "=IIIIIIQQQ",
-        *(program, 0, KPROBE_MULTI, 0, 0, count, 0),
+        *(program, 0, attach_type, 0, flags, count, 0),
         *(ctypes.addressof(address_array), ctypes.addressof(cookie_array)),
     )
     return bpf(LINK_CREATE, attributes)[0]
@@ -144,14 +147,19 @@ def link_create_perf(program: int, event: int, cookie: int) -> int:
     return bpf(LINK_CREATE, struct.pack("=IIIIQ", program, event, PERF_EVENT, 0, cookie) + bytes(24))[0]
 
 
-def perf_event_open_kprobe(kind: int, address: int) -> int:
-    """A perf event for a kprobe at an address; its descriptor. `kind` is the number of that kind of event."""
+def perf_event_open_kprobe(kind: int, address: int, *, returns: bool = False) -> int:
+    """A perf event for a kprobe at an address, or for the returns of the function there; its descriptor.
+
+    `kind` is the number of that kind of event.
+    """
     number = PERF_EVENT_OPEN.get(platform.machine())
     if number is None:
         raise RequirementError(f"The number of perf_event_open on {platform.machine()} is not known to bpfpath_nb.")
-    # struct perf_event_attr: type, size, ... sample_period at 16, config1 (a name: none) at 56, config2 (the
-    # address) at 64.
-    attributes = ctypes.create_string_buffer(struct.pack("=II8xQ32xQQ", kind, 112, 1, 0, address) + bytes(40), 112)
+    # struct perf_event_attr: type, size, config (bit 0: returns), sample_period at 16, config1 (a name: none) at 56,
+    # config2 (the address) at 64.
+    attributes = ctypes.create_string_buffer(
+        struct.pack("=IIQQ32xQQ", kind, 112, returns, 1, 0, address) + bytes(40), 112
+    )
     result: int = libc.syscall(number, attributes, -1, 0, -1, ctypes.c_ulong(PERF_FLAG_FD_CLOEXEC))
     if result < 0:
         code = ctypes.get_errno()

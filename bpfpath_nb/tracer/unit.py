@@ -16,6 +16,7 @@ from bpfpath_nb.tracer.toolchain import LOAD_COOKIE
 
 PAGE = 4096
 TRACKED_PACKETS = 65536
+OPEN_CALLS = 16384
 OLDEST = (5, 8)
 
 
@@ -58,6 +59,8 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
         macros["ONLY_INTERFACES"] = 1
     if plan.of_kind("kprobe"):
         macros |= {"HAVE_KPROBES": 1, **registers(kernel.macros, platform.machine())}
+        if request.returns:
+            macros |= {"HAVE_RETURNS": 1, "CALLS_ENTRIES": OPEN_CALLS}
     if plan.of_kind("tc_ingress"):
         macros["HAVE_TC"] = 1
     macros["LOAD_COOKIE"] = LOAD_COOKIE

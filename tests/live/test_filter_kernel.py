@@ -267,7 +267,7 @@ def program(name: str, prefix: str) -> str:
         if (context->priority)
             bpf_skb_vlan_push(context, bpf_htons(context->priority >> 16), context->priority & 0xffff);
         cut = context->mark & 0xffff;
-        bpf_probe_read_kernel(&copy, sizeof(copy), (void *)context);
+        sk_buff_read(&copy, (u64)context);
         if (packet_from_skb(&packet, &copy, 0) || packet.link != PACKET_ETHERNET)
             return {NOT_ETHERNET};
         if (cut)
@@ -814,7 +814,7 @@ def test_the_longest_filters_load(name: str) -> None:
             struct sk_buff_copy copy;
             struct packet packet;
 
-            bpf_probe_read_kernel(&copy, sizeof(copy), (void *)context);
+            sk_buff_read(&copy, (u64)context);
             return packet_from_skb(&packet, &copy, {context}) ? 2 : !!filter_match(&packet);
         }}
         """)
@@ -864,7 +864,7 @@ def test_where_a_packet_begins() -> None:
             u16 mac, network, protocol;
             int result;
 
-            bpf_probe_read_kernel(&copy, sizeof(copy), (void *)context);
+            sk_buff_read(&copy, (u64)context);
             head = MEMBER(&copy, u64, sk_buff__head);
             data = MEMBER(&copy, u64, sk_buff__data);
             len = whole = MEMBER(&copy, u32, sk_buff__len);
@@ -925,7 +925,7 @@ def test_a_payload_outside_of_the_linear_part() -> None:
         u64 *count;
         int key;
 
-        bpf_probe_read_kernel(&copy, sizeof(copy), (void *)context);
+        sk_buff_read(&copy, (u64)context);
         {body}
         return -1;
     }}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 
 import numpy as np
 
 from bpfpath_nb import Capture
 from bpfpath_nb.lab import Lab
 from bpfpath_nb.schema import EVENT_FLAGS
+from bpfpath_nb.tracer.unit import TRACKED_PACKETS
 
 BLAST = """
 import socket, sys, time
@@ -59,13 +61,20 @@ def test_buffers_are_reused_and_packets_stay_apart(lab: Lab) -> None:
 
 
 def test_a_full_ring_loses_and_every_loss_is_counted(lab: Lab) -> None:
-    """lost + received = sent, exactly: the kernel numbers the events of each CPU."""
-    with Capture("udp port 7101", events_ring=1 << 12, facts_ring=1 << 14) as cap:
+    """lost + received = sent, exactly. What was sent is told by another capture, whose ring is large enough."""
+    with (
+        Capture("udp port 7101", events_ring=1 << 25, facts_ring=1 << 24) as whole,
+        Capture("udp port 7101", events_ring=1 << 12, facts_ring=1 << 14) as cap,
+    ):
         blast(lab, 7101, 5_000)
+        time.sleep(0.2)  # what was read is freed meanwhile
 
     events, quality = cap.recording.events, cap.quality
+    assert whole.quality["events_lost"] == whole.quality["facts_lost"] == 0
     assert quality["events_lost"] > 0
     assert quality["facts_lost"] > 0
+    assert quality["events_lost"] + len(events) == len(whole.recording)
+    assert len(whole.packets) == 5_000
     cpus = np.unique(events.hops["cpu"])
     last = [int(events.hops["seq"][events.hops["cpu"] == cpu].max()) + 1 for cpu in cpus]
     missing = sum(last) - len(events)  # what was lost behind a CPU's last event leaves no gap
@@ -75,6 +84,38 @@ def test_a_full_ring_loses_and_every_loss_is_counted(lab: Lab) -> None:
     assert not cap.packets["complete"].all()
     assert "lost" in repr(cap).lower()
     assert "lost" in cap._repr_html_().lower()
+
+
+def test_one_packet_in_so_many_is_followed_whole(lab: Lab) -> None:
+    with Capture("udp port 7104") as all_of_them:
+        blast(lab, 7104, 200)
+    with Capture("udp port 7104", sample=10) as cap:
+        blast(lab, 7104, 200)
+    assert len(cap.packets) == 20
+    assert cap.quality["packets_sampled_out"] == 180
+    assert cap.packets["complete"].all()
+    assert (cap.packets["verdict"] == "delivered").all()
+    assert cap.packets["hops"].min() >= all_of_them.packets["hops"].min()
+
+
+def test_packets_that_find_no_room_are_counted_once_each(lab: Lab) -> None:
+    """More packets than can be followed wait for a reader that does not come."""
+    count = TRACKED_PACKETS + 3000
+    hold = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.setsockopt(1, 33, 1 << 29); "
+    hold += "s.bind(('127.0.0.1', 7105)); print('ready', flush=True); sys.stdin.read()"
+    burst = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); "
+    burst += f"[s.sendto(b'x', ('127.0.0.1', 7105)) for _ in range({count})]"
+    holder = lab.popen("client", ["python3", "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    with Capture("udp port 7105", events_ring=1 << 27, facts_ring=1 << 25) as cap:
+        lab.run("client", ["python3", "-c", burst], timeout=60)
+        time.sleep(0.5)
+    holder.communicate(timeout=10)
+    assert cap.quality["events_lost"] == 0
+    assert len(cap.packets) == TRACKED_PACKETS
+    assert len(cap.packets) + cap.quality["packets_untracked"] == count
+    assert (cap.packets["verdict"] == "unfinished").all()
 
 
 def test_every_packet_that_is_not_followed_is_counted(lab: Lab) -> None:

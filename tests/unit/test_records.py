@@ -67,7 +67,7 @@ def test_state() -> None:
             "KIND_",
             {
                 name: getattr(probes, name.upper())
-                for name in ("entry", "end", "neighbour", "expand", "device", "receive")
+                for name in ("entry", "end", "neighbour", "expand", "device", "receive", "copy")
             },
         ),
         ("records.h", "", {"disarmed": counters.DISARMED, "armed": counters.ARMED, "closing": counters.CLOSING}),

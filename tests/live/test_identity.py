@@ -1,0 +1,255 @@
+"""One packet, one number: through address translation, clones, segments, fragments, tunnels, and senders of all kinds."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+
+from bpfpath_nb import Capture
+from bpfpath_nb.lab import Lab
+from bpfpath_nb.lab.scene import Scene
+from bpfpath_nb.schema import EVENT_FLAGS
+
+SIOCETHTOOL, ETHTOOL_STSO = 0x8946, 0x1F
+
+
+@pytest.fixture(scope="module")
+def chain() -> Iterator[Lab]:
+    with Lab(prefix=f"ti{secrets.token_hex(2)}-") as lab:
+        yield lab
+
+
+@pytest.fixture
+def scene(chain: Lab) -> Iterator[Scene]:
+    with Scene(chain) as scene:
+        yield scene
+
+
+def settle(cap: Capture, packets: int, seconds: float = 3.0) -> None:
+    """Wait until so many packets came to their ends."""
+    deadline = time.monotonic() + seconds
+    while (cap.packets["verdict"] != "unfinished").sum() < packets and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def begins_at_entries(cap: Capture) -> None:
+    events = cap.recording.events
+    entries = events.hops["flags"] & EVENT_FLAGS["entry"] != 0
+    assert entries[events.first].all()
+    assert entries.sum() == len(cap.packets)
+
+
+def hops(cap: Capture, packet: int) -> pd.DataFrame:
+    return cap.df.loc[packet]
+
+
+def test_translated_addresses_keep_the_number_and_the_reply_has_its_own(scene: Scene) -> None:
+    scene.nft(
+        "router",
+        f"chain pre {{ type nat hook prerouting priority -100; udp dport 5300 dnat ip to {scene.server}:5301; }}\n"
+        "chain post { type nat hook postrouting priority 100; udp dport 5301 masquerade; }",
+    )
+    there = scene.listen("server", 5301)
+    here = scene.open_socket("client")
+    with Capture("udp port 5300 or udp port 5301") as cap:
+        here.sendto(b"ask", (scene.router, 5300))
+        _, back = there.recvfrom(99)
+        there.sendto(b"answer", back)
+        assert here.recv(99) == b"answer"
+        settle(cap, 2)
+    begins_at_entries(cap)
+    assert len(cap.packets) == 2
+    asked, answered = (hops(cap, number) for number in cap.packets.index)
+    port = here.getsockname()[1]
+    flows = [
+        asked["flow"].astype(str).drop_duplicates().tolist(),
+        answered["flow"].astype(str).drop_duplicates().tolist(),
+    ]
+    assert flows[0][0] == f"udp {scene.client}:{port} > {scene.router}:5300"
+    assert flows[0][-1] == f"udp {back[0]}:{back[1]} > {scene.server}:5301"
+    assert back[0] == scene.lab.address("router", towards="server")
+    assert flows[1][0] == f"udp {scene.server}:5301 > {back[0]}:{back[1]}"
+    assert flows[1][-1] == f"udp {scene.router}:5300 > {scene.client}:{port}"
+    # Where it changes: destination in prerouting, source in postrouting, and so it shows at the next hop.
+    in_client = asked["netns"] == scene.lab.names["client"]
+    assert asked.loc[in_client, "flow"].nunique() == 1
+    assert asked.loc[asked["func"] == "nf_forward", "flow"].tolist() == [
+        f"udp {scene.client}:{port} > {scene.server}:5301"
+    ]
+    in_server = asked["netns"] == scene.lab.names["server"]
+    assert asked.loc[in_server, "flow"].unique().tolist() == [flows[0][-1]]
+
+
+def test_clones_share_the_number_and_differ_by_address(scene: Scene) -> None:
+    watching = scene.open_socket("router", socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    there = scene.listen("server", 5310)
+    with Capture("udp port 5310") as cap:
+        scene.udp("client", scene.server, 5310)
+        there.recv(99)
+        while struct.pack("!H", 5310) not in watching.recv(999)[36:38]:
+            pass
+        settle(cap, 1)
+    begins_at_entries(cap)
+    (number,) = cap.packets.index
+    path = hops(cap, number)
+    assert path["skb"].nunique() > 1
+    assert cap.packets.loc[number, "verdict"] == "delivered"
+    # The one that goes on to the server is none of those that the packet socket got.
+    on = path[path["netns"] == scene.lab.names["server"]]
+    assert on["skb"].nunique() == 1
+    clones = cap.recording.events.hops["flags"] & EVENT_FLAGS["clone"] != 0
+    assert clones.any()
+
+
+def test_a_bridge_that_floods_makes_clones_of_one_packet(scene: Scene) -> None:
+    """A broadcast into a bridge with three ports comes out of two of them and goes up."""
+    ns = "router"
+    scene.change(ns, "ip link add flood type bridge", "ip link del flood")
+    for port in range(3):
+        scene.run(ns, f"ip link add port{port} type veth peer name end{port}")
+        scene.later(lambda port=port: scene.run(ns, f"ip link del port{port}"))
+        scene.run(ns, f"ip link set port{port} master flood up")
+        scene.run(ns, f"ip link set end{port} up")
+    scene.run(ns, "ip link set flood up")
+    deadline = time.monotonic() + 5
+    while scene.run(ns, "ip -d link").count("state forwarding") < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ip = _with_checksum(struct.pack("!BBHHHBBH4s4s", 69, 0, 28, 1, 0, 64, 17, 0, bytes((10, 7, 0, 1)), b"\xff" * 4))
+    with Capture("udp port 5320") as cap:
+        scene.frame(ns, "end0", b"\xff" * 6, 0x0800, ip + struct.pack("!HHHH", 9, 5320, 8, 0))
+        time.sleep(0.5)
+    begins_at_entries(cap)
+    (number,) = cap.packets.index
+    path = hops(cap, number)
+    ports = set(path["dev"].dropna().astype(str))
+    assert {"end0", "port0", "port1", "port2", "end1", "end2"} <= ports
+    assert path["skb"].nunique() >= 3
+    ends = path[path["dev"].astype(str).isin(["end1", "end2"])]
+    assert ends.groupby("dev", observed=True)["skb"].first().nunique() == 2
+
+
+def test_segments_of_a_large_write_have_numbers_of_their_own_and_a_parent(scene: Scene) -> None:
+    _ethtool(scene.open_socket("client"), "eth0", ETHTOOL_STSO, 0)  # veth would pass 64 KiB on uncut
+    scene.later(lambda: _ethtool(scene.open_socket("client"), "eth0", ETHTOOL_STSO, 1))
+    here, there, _ = scene.connection(5330)
+    with Capture("tcp dst port 5330 and len > 100") as cap:
+        here.sendall(bytes(1 << 16))
+        left = 1 << 16
+        while left:
+            left -= len(there.recv(1 << 16))
+        time.sleep(0.5)
+    begins_at_entries(cap)
+    packets = cap.packets
+    cut, whole = packets[packets["parent"].notna()], packets[packets["parent"].isna()]
+    large = whole[whole["length"] > 1600]
+    assert len(large) >= 1
+    assert len(cut) >= 20
+    assert set(cut["parent"]) <= set(large.index)
+    assert (cut["length"] <= 1514).all()
+    # Each large one is cut into as many as its payload needs, and they are there whole.
+    headers = 14 + 20 + 32
+    for number, row in large.iterrows():
+        segments = packets[packets["parent"] == number]
+        assert (segments["length"] - headers).sum() == row["length"] - (
+            headers if row["length"] % 1448 == headers else headers - 14
+        )
+    assert (cut["namespaces"] == " > ".join(scene.lab.names.values())).all()
+
+
+def test_fragments_have_a_parent_and_come_together_again(scene: Scene) -> None:
+    there = scene.listen("server", 5340)
+    with Capture(f"ip proto 17 and src host {scene.client}") as cap:
+        scene.udp("client", scene.server, 5340, payload=bytes(4000))
+        assert len(there.recv(9999)) == 4000
+        time.sleep(0.3)
+    begins_at_entries(cap)
+    packets = cap.packets
+    whole = packets[packets["parent"].isna()]
+    fragments = packets[packets["parent"].notna()]
+    # The sender's buffer becomes the first fragment, and goes on with the packet's number.
+    assert len(whole) == 1
+    assert len(fragments) == 2
+    assert set(fragments["parent"]) == set(whole.index)
+    assert (fragments["namespaces"] == " > ".join(scene.lab.names.values())).all()
+    # What comes together goes on as one of them, which alone is delivered.
+    assert (packets["verdict"] == "delivered").sum() == 1
+
+
+def test_a_packet_keeps_its_number_in_a_tunnel(scene: Scene) -> None:
+    """vxlan wants room for its headers, so that the packet gets another buffer on the way."""
+    for ns, own, other in (("client", 1, scene.server), ("server", 2, scene.client)):
+        scene.change(ns, f"ip link add vx0 type vxlan id 7 remote {other} dstport 4789", "ip link del vx0")
+        scene.run(ns, f"ip addr add 10.77.0.{own}/24 dev vx0")
+        scene.run(ns, "ip link set vx0 up")
+    scene.run("client", "ping -c1 -W2 10.77.0.2")
+    there = scene.listen("server", 5350)
+    with Capture("udp port 5350") as cap:
+        scene.udp("client", "10.77.0.2", 5350, payload=b"through")
+        assert there.recv(99) == b"through"
+        settle(cap, 1)
+    begins_at_entries(cap)
+    (number,) = cap.packets.index
+    path = hops(cap, number)
+    assert cap.packets.loc[number, "verdict"] == "delivered"
+    assert cap.packets.loc[number, "namespaces"] == " > ".join(scene.lab.names.values())
+    flows = path["flow"].astype(str).tolist()
+    assert flows[0].endswith("> 10.77.0.2:5350")
+    assert any(flow.endswith(f"> {scene.server}:4789") for flow in flows)
+    assert flows[-1].endswith("> 10.77.0.2:5350")
+    assert "vx0" in set(path["dev"].astype(str))
+
+
+def test_senders_that_bypass_layers_begin_where_they_send(scene: Scene) -> None:
+    ip = struct.pack(
+        "!BBHHHBBH4s4s", 69, 0, 28, 7, 0, 64, 17, 0, socket.inet_aton(scene.client), socket.inet_aton(scene.router)
+    )
+    with Capture("udp port 5360 or udp port 5361 or udp port 5362") as cap:
+        scene.packet("client", ip + struct.pack("!HHHH", 1, 5360, 8, 0), scene.router)
+        checksummed = _with_checksum(ip)
+        scene.frame(
+            "client", "eth0", scene.mac("router", "eth0"), 0x0800, checksummed + struct.pack("!HHHH", 1, 5361, 8, 0)
+        )
+        scene.udp("client", "127.0.0.1", 5362)
+        settle(cap, 3)
+    begins_at_entries(cap)
+    raw, frame, loopback = (cap.packets[cap.packets["dport"] == port].iloc[0] for port in (5360, 5361, 5362))
+    assert raw["verdict"] == frame["verdict"] == loopback["verdict"] == "dropped"
+    assert raw["reason"] == frame["reason"] == loopback["reason"] == "NO_SOCKET"
+    assert hops(cap, raw.name)["func"].iloc[0] == "nf_output"
+    assert hops(cap, frame.name)["func"].iloc[0] in ("net_dev_queue", "tc_egress")
+    assert set(hops(cap, loopback.name)["dev"].dropna().astype(str)) == {"lo"}
+    assert loopback["namespaces"] == scene.lab.names["client"]
+
+
+def test_what_nobody_reads_is_unfinished(scene: Scene) -> None:
+    there = scene.listen("server", 5370)
+    with Capture("udp port 5370") as cap:
+        scene.udp("client", scene.server, 5370)
+        time.sleep(2.0)
+        waiting = cap.packets
+        assert there.recv(99) == b"hello"
+        settle(cap, 1)
+    assert waiting["verdict"].tolist() == ["unfinished"]
+    assert waiting["complete"].tolist() == [True]
+    assert cap.packets["verdict"].tolist() == ["delivered"]
+    assert cap.packets.index.tolist() == waiting.index.tolist()
+
+
+def _ethtool(asking: socket.socket, dev: str, command: int, value: int) -> None:
+    request = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
+    fcntl.ioctl(asking, SIOCETHTOOL, struct.pack("16sQ16x", dev.encode(), ctypes.addressof(request)))
+
+
+def _with_checksum(ip: bytes) -> bytes:
+    total = sum(struct.unpack(f"!{len(ip) // 2}H", ip))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ip[:10] + struct.pack("!H", ~total & 0xFFFF) + ip[12:]
