@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from bpfpath_nb.errors import (
     InterfaceError,
     NamespaceError,
     OptionError,
+    RequirementError,
 )
 from bpfpath_nb.lab import Lab
 
@@ -328,7 +330,7 @@ class TestWhere:
         ({"namespaces": ["no-such-namespace"]}, NamespaceError, "ip netns list"),
         ({"interfaces": ["eth99"]}, InterfaceError, "ip link"),
         ({"match": "somewhere"}, OptionError, "entry"),
-        ({"returns": True}, OptionError, "returns"),
+        ({"returns": "yes"}, OptionError, "returns"),
         ({"packets": 0}, OptionError, "packets"),
         ({"duration": -1}, OptionError, "duration"),
         ({"duration": float("nan")}, OptionError, "duration"),
@@ -368,3 +370,10 @@ def test_sampling_follows_whole_packets(lab: Lab) -> None:
     assert len(cap.packets) == 20
     assert (cap.packets["verdict"] == "dropped").all()
     assert cap.packets["path"].value_counts().iloc[0] >= 15
+
+
+def test_returns_are_refused_where_functions_cannot_be_probed() -> None:
+    if Path("/sys/bus/event_source/devices/kprobe").exists():
+        pytest.skip("this kernel has kprobes: tests/kernels traces returns there")
+    with pytest.raises(RequirementError, match=r"no kprobes.*CONFIG_KPROBES.*ssh://"):
+        Capture("udp port 9", returns=True)

@@ -1,4 +1,4 @@
-"""One packet, one number: through address translation, clones, segments, fragments, tunnels, and senders of all kinds."""
+"""One packet, one number: through address translation, clones, segments, fragments, tunnels, and from any sender."""
 
 from __future__ import annotations
 
