@@ -408,15 +408,13 @@ BPF_TABLE("lru_hash", u64, u64, refused, 4096);
 
 /* Ask the filter; a packet that it takes gets its number. */
 static __always_inline struct path *enter(struct state *state, const struct sk_buff_copy *copy,
-					  struct packet *packet, struct place *place, u64 now)
+					  struct packet *packet, struct place *place, u64 now, int taken)
 {
 	struct path path = {};
 	u64 head = MEMBER(copy, u64, sk_buff__head);
 	int error;
 
-	if (!namespace_wanted(place) || !interface_wanted(place))
-		return 0;
-	if (!filter_match(packet))
+	if (!taken && (!namespace_wanted(place) || !interface_wanted(place) || !filter_match(packet)))
 		return 0;
 	if (state->untracked) {
 		u64 *when = refused.lookup(&head);
@@ -472,14 +470,19 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct path *path;
 	u64 now, flow, head, task;
 	u64 *former = 0;
-	u32 pid, translated, entry;
+	u32 pid, translated, entry, mark = 0;
 	u16 flags = 0;
 	struct header header = {};
 	int opened = 0;
 
 	if (!state || !armed || *armed == DISARMED || !skb)
 		return 0;
-	entry = where.kind & KIND_ENTRY && *armed == ARMED;
+	if (*armed == CALIBRATING) {
+		mark = tc ? ((struct __sk_buff *)tc)->mark : 0;
+		if (mark != MARK_REFUSED && mark != MARK_TAKEN)
+			return 0;
+	}
+	entry = where.kind & KIND_ENTRY && (*armed == ARMED || *armed == CALIBRATING);
 	if (!entry && !state->tagged)
 		return 0;
 	head = read_pointer(skb, sk_buff__head);
@@ -507,7 +510,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (!path) {
 		if (!entry || packet_from_skb(&packet, &copy, tc))
 			return 0;
-		path = enter(state, &copy, &packet, &place, now);
+		path = enter(state, &copy, &packet, &place, now, mark == MARK_TAKEN);
 		if (!path || path->ignored)
 			return 0;
 		path->flow = flow;

@@ -63,10 +63,15 @@ struct facts {
 #define KIND_COPY      256 /* the packet is copied */
 
 /* Set by the tracer: armed when every probe is in, until then nothing is recorded; closing when the capture
- * ends, then nothing new is taken up, but what is followed may come to its end. */
-#define DISARMED 0
-#define ARMED	 1
-#define CLOSING	 2
+ * ends, then nothing new is taken up, but what is followed may come to its end; calibrating while it measures
+ * itself, then only its own packets are looked at, which their mark tells. */
+#define DISARMED    0
+#define ARMED	    1
+#define CLOSING	    2
+#define CALIBRATING 3
+
+#define MARK_REFUSED 0x5B1D74C6u /* as the filter says */
+#define MARK_TAKEN   0x5B1D74C7u
 
 BPF_ARRAY(armed_map, u64, 1);
 

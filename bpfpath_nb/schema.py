@@ -194,6 +194,8 @@ START_RECORD: Final = {
     "readers": "list of functions that free a packet when the owner of its socket has read it: an end there is a "
     "delivery",
     "timing": "seconds that compiling the probes and attaching the kprobes took",
+    "cost": "ns that the program takes for a hop: `hop` of a packet that is followed, `refused` of one that the filter "
+    "refuses",
     "ladder": "which rung of attaching is in use: kprobe.multi, kprobe or tracepoint, and for TC tcx or clsact",
     "clock": "{monotonic, realtime}: the same instant by both clocks, in ns",
     "redacted": "true where names and addresses were replaced (`Recording.redact`)",
@@ -406,6 +408,13 @@ QUALITY: Final = (
     Column("probes", "int", "places in the kernel that were traced"),
     Column("refused", "int", "places that were asked for and could not be traced"),
     Column("not_traced", "str", "those places, each with what is traced in its stead where something is"),
+    Column(
+        "cost_hop", "float", "what a hop of a packet that is followed costs, estimated on that machine at arming", "ns"
+    ),
+    Column(
+        "cost_refused", "float", "what a packet costs that the filter refuses, at each place where it is asked", "ns"
+    ),
+    Column("cost_packet", "float", "what a packet that is followed costs, by its mean number of hops", "ns"),
     Column("ladder", "str", "how the probes were attached"),
     Column("end", "str", "why the capture ended; empty while it runs, or where the tracer died"),
 )

@@ -59,6 +59,7 @@ class StartRecord:
     reasons: dict[int, str]
     readers: frozenset[str]
     options: dict[str, Any]
+    cost: dict[str, float]
     monotonic: int
     realtime: int
     error: dict[str, str] | None
@@ -114,6 +115,7 @@ class StartRecord:
             ),
             reasons=_reasons(raw.get("reasons", {})),
             options=_object(raw.get("options", {}), "options"),
+            cost=_cost(raw.get("cost", {})),
             readers=frozenset(str(name) for name in _list(raw, "readers", 65536)),
             monotonic=_integer(clock, "monotonic", 0, TIME_LIMIT, None if error is None else 0),
             realtime=_integer(clock, "realtime", 0, TIME_LIMIT, None if error is None else 0),
@@ -189,6 +191,13 @@ def _reasons(raw: object) -> dict[int, str]:
             name = name.removeprefix(prefix)  # noqa: PLW2901
         reasons[int(number)] = printable(name)
     return reasons
+
+
+def _cost(raw: object) -> dict[str, float]:
+    cost = _object(raw, "cost")
+    if not all(type(value) is int and 0 <= value < 1 << 40 for value in cost.values()):
+        raise StartRecordError("`cost` in its start record does not map names to times")
+    return {str(name): float(value) for name, value in cost.items()}
 
 
 def _ladder(raw: object) -> str:

@@ -91,6 +91,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     Series
         By the names of schema.QUALITY. Never hidden: reprs and files carry the losses too.
     """
+    cost = events.start.cost
     values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     values |= {
         "packets_sampled_out": events.counters.get("packets_sampled_out", 0),
@@ -105,6 +106,9 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
         "not_traced": ", ".join(
             f"{entry.name} ({entry.instead} instead)" if entry.instead else entry.name for entry in events.start.refused
         ),
+        "cost_hop": cost.get("hop", np.nan),
+        "cost_refused": cost.get("refused", np.nan),
+        "cost_packet": cost.get("hop", np.nan) * len(events) / max(1, len(packets)),
         "ladder": events.start.ladder,
         "end": printable(str(events.end.get("reason", ""))) if events.end else "",
     }

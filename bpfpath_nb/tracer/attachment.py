@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from bpfpath_nb.errors import InterfaceError, OptionError, RequirementError
 from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
-from bpfpath_nb.tracer import probes, tc
+from bpfpath_nb.tracer import cost, probes, tc
 from bpfpath_nb.tracer.counters import Counters
 from bpfpath_nb.tracer.deliveries import Deliveries
 from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type
@@ -98,6 +98,7 @@ class Attachment:
             "reasons": {str(number): name for number, name in self._kernel.reasons.items()},
             "readers": sorted(self._kernel.catalogue.readers),
             "timing": self._timing,
+            "cost": self._cost,
             "ladder": {
                 "functions": self._kprobes.kind if self._kprobes else "tracepoint",
                 "tc": self._tc.kind if self._tc else "none",
@@ -150,6 +151,7 @@ class Attachment:
         self._attach_tracepoints()
         self._attach_netfilter()
         self._attach_tc()
+        self._measure_cost()
         towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name in TOWARDS_SOCKETS]
         self.deliveries = Deliveries(self._program, towards_sockets)
 
@@ -246,12 +248,24 @@ class Attachment:
         self._tc: tc.Attacher | None = None
         if self._plan.of_kind("tc_ingress"):
             funcs = {probe.probe: func for func, probe in enumerate(self._plan.probes)}
-            programs = {name: self._program.load("tc", SCHED_CLS, cookie=funcs[name]) for name in tc.DIRECTIONS}
-            self._tc = tc.choose(programs, self._places)
+            self._tc_programs = {
+                name: self._program.load("tc", SCHED_CLS, cookie=funcs[name]) for name in tc.DIRECTIONS
+            }
+            self._tc = tc.choose(self._tc_programs, self._places)
             self._undo.callback(self._tc.close)
         for namespace in list(self._places.known.values()):
             self._join(namespace)
         self._tell_unreachable()
+
+    def _measure_cost(self) -> None:
+        self._cost: dict[str, int] = {}
+        if self._tc is not None:
+            with suppress(OSError):  # an estimate, which nothing depends on
+                self._cost = cost.measure(self._program, self.counters, self._tc_programs["tc_ingress"], self._rings)
+
+    @property
+    def _rings(self) -> tuple[Ring, Ring]:
+        return self.events, self.facts
 
     def _refuse(self, name: str, error: OSError, instead: str = "") -> None:
         self.refused.append({"name": name, "why": str(error), "instead": instead})

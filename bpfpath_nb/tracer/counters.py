@@ -11,7 +11,7 @@ from bpfpath_nb.tracer.syscall import recursion_misses
 from bpfpath_nb.tracer.toolchain import Program
 
 # bpf/records.h
-DISARMED, ARMED, CLOSING = 0, 1, 2
+DISARMED, ARMED, CLOSING, CALIBRATING = 0, 1, 2, 3
 STATE = (
     "tagged",
     "moved",
@@ -63,6 +63,11 @@ class Counters:
             "returns_lost": state["opened"] - state["closed"] if final else state["forgotten"],
             "packets_sampled_out": state["sampled_out"],
         }
+
+    def reset(self) -> None:
+        """Begin anew: no packet, no event, no loss."""
+        self._state.clear()
+        self._sequence.clear()
 
     def _per_cpu(self) -> Any:
         return self._sequence[0]

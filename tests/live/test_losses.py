@@ -189,3 +189,18 @@ def test_a_copied_buffer_carries_the_number_on(lab: Lab) -> None:
     (syn,) = cap.packets.index
     assert cap.packets.loc[syn, "namespaces"] == " > ".join(lab.names.values())
     assert "nf_forward" in set(cap.df.loc[syn, "func"])
+
+
+def test_the_estimated_cost_is_that_of_this_machine(lab: Lab) -> None:
+    """Measured at arming; nothing of the measuring is in the capture."""
+    with Capture("udp port 7106") as cap:
+        time.sleep(0.3)
+        assert len(cap.recording) == 0
+        blast(lab, 7106, 100)
+    quality = cap.quality
+    assert len(cap.packets) == 100
+    assert 1 in cap.packets.index, "numbers begin anew"
+    assert quality["gaps"] == 0
+    assert 10 < quality["cost_refused"] < quality["cost_hop"] < 50_000
+    assert quality["cost_packet"] == quality["cost_hop"] * len(cap.recording) / 100
+    print(quality[["cost_hop", "cost_refused", "cost_packet"]].to_dict())
