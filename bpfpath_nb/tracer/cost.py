@@ -1,8 +1,8 @@
 """What a capture costs on this machine: measured while it is armed, in some milliseconds.
 
 Our TC program is run on a packet of our own, as often as gives a steady average (BPF_PROG_TEST_RUN, which times it):
-once as a packet that the filter refuses, once as one that it takes. While `armed` says so, nothing else is looked at, and
-what the runs have left in maps and rings is cleared away afterwards.
+once as a packet that the filter refuses, once as one that it takes. While `armed` says so, nothing else is looked at,
+and what the runs have left in maps and rings is cleared away afterwards.
 
 What the kernel does before it runs a program is not in it. That differs by the kind of probe, from some nanoseconds
 for a tracepoint to a tenth of a microsecond and more for a kprobe that is a breakpoint.
