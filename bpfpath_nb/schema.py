@@ -63,11 +63,9 @@ def document(columns: Sequence[Column], indent: int = 8) -> str:
 EVENT: Final = (
     Column("time", "uint64", "when the hop began, by the kernel's monotonic clock", "ns"),
     Column("skb", "uint64", "address of the sk_buff"),
+    # Where returns are traced, an entry and its return find each other by the stack pointer at entry.
     Column(
-        "location",
-        "uint64",
-        "for the end of a packet: the address in the kernel that freed it; where returns are traced, for a function's "
-        "entry and its return: the stack pointer at entry, by which the two find each other; else 0",
+        "location", "uint64", "of a packet's end the kernel's address that freed it; of a call its stack pointer; or 0"
     ),
     Column("packet", "uint32", "number of the packet, from 1, never used twice in a capture"),
     Column("seq", "uint32", "number of the event on its CPU, from 0; a gap is a lost event"),
@@ -103,21 +101,14 @@ FACTS: Final = (
     Column("parent", "uint32", "number of the packet it was copied or cut from, else 0"),
     Column("len", "uint32", "length of the packet from the first byte of `headers` on", "bytes"),
     Column("snapshot", "uint16", "number of the snapshot in its packet, from 0"),
-    Column(
-        "link",
-        "uint16",
-        "what `headers` begins with: a value of LINKS (the numbers of DLT_EN10MB and DLT_RAW); for a drop (kind 2) the "
-        "state of the TCP socket",
-    ),
+    # For a drop (kind 2) the state of the TCP socket.
+    Column("link", "uint16", "what `headers` begins with: a value of LINKS (the numbers of DLT_EN10MB and DLT_RAW)"),
     Column("vlan_tpid", "uint16", "protocol of a VLAN tag that the kernel keeps beside the data, else 0"),
     Column("vlan_tci", "uint16", "that tag"),
     Column("caplen", "uint16", "how many bytes of `headers` are the packet's; the rest is zero", "bytes"),
     Column("kind", "uint16", "a value of FACTS_KINDS"),
-    Column(
-        "headers",
-        f"bytes[{HEADERS_BYTES}]",
-        "the first bytes of the packet; for a process name its 16 bytes of comm; for a drop the stack",
-    ),
+    # For a process name its 16 bytes of comm, for a drop the stack.
+    Column("headers", f"bytes[{HEADERS_BYTES}]", "the first bytes of the packet"),
 )
 
 FACTS_DTYPE: Final = np.dtype(
@@ -136,12 +127,8 @@ STACKS: Final = (
     Column("time", "uint64", "time of the end that this tells more of, by the kernel's monotonic clock", "ns"),
     Column("packet", "uint32", "number of the packet; with `time` this is the event of its end"),
     Column("tcp_state", "uint16", "sk_state of its TCP socket (include/net/tcp_states.h), 0 where it has none"),
-    Column(
-        "frames",
-        f"bytes[{8 * STACK_DEPTH}]",
-        "addresses in the kernel, innermost first, little-endian and of 8 bytes each, zero behind the last; "
-        "`locations` names them",
-    ),
+    # Little-endian and of 8 bytes each, zero behind the last; `locations` names them.
+    Column("frames", f"bytes[{8 * STACK_DEPTH}]", "addresses in the kernel, innermost first"),
 )
 
 STACKS_DTYPE: Final = np.dtype(
@@ -408,9 +395,7 @@ QUALITY: Final = (
     Column("probes", "int", "places in the kernel that were traced"),
     Column("refused", "int", "places that were asked for and could not be traced"),
     Column("not_traced", "str", "those places, each with what is traced in its stead where something is"),
-    Column(
-        "cost_hop", "float", "what a hop of a packet that is followed costs, estimated on that machine at arming", "ns"
-    ),
+    Column("cost_hop", "float", "what a hop of a packet that is followed costs, estimated at arming", "ns"),
     Column(
         "cost_refused", "float", "what a packet costs that the filter refuses, at each place where it is asked", "ns"
     ),
