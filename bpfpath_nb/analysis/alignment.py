@@ -22,7 +22,8 @@ import pandas as pd
 
 from bpfpath_nb import schema
 from bpfpath_nb.analysis import names
-from bpfpath_nb.analysis.hops import NAT, nullable, timedeltas
+from bpfpath_nb.analysis.hops import nullable, timedeltas
+from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.analysis.sides import Side, Sides
 from bpfpath_nb.printable import printable
 

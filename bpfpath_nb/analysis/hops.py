@@ -15,7 +15,7 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
-from bpfpath_nb.analysis.returns import NAT as NAT  # times here are written with it
+from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.schema import HOPS, LAYERS, PROBES
 
 

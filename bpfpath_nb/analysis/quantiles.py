@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from bpfpath_nb.analysis.hops import NAT
+from bpfpath_nb.analysis.returns import NAT
 
 Int64s = npt.NDArray[np.int64]
 

@@ -34,7 +34,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
-from bpfpath_nb.analysis.hops import NAT
+from bpfpath_nb.analysis.returns import NAT
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]

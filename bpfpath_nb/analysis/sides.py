@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
-from bpfpath_nb.analysis.hops import NAT
+from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.analysis.sequences import mix
 from bpfpath_nb.kernel.catalogue import load
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from streams import CLIENT, EMPTY, END, ENTRY, HOOK, LAST, ROUTER, capture, facts_row, hop, of_hops
 
 from bpfpath_nb import schema
-from bpfpath_nb.analysis.hops import NAT
 from bpfpath_nb.analysis.quantiles import quantiles
+from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.recording import Recording
