@@ -18,7 +18,7 @@ DEBIAN_DEMO := python3 python3-venv python3-bpfcc libpcap0.8 linux-libc-dev \
 	nftables iproute2 util-linux dnsmasq-base bind9-dnsutils iputils-ping
 # For tests only: a real sshd (started by the tests alone, on loopback), sudo, the checker of the C code's format, and
 # tshark, which reads what we export.
-DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool clang-format git tshark
+DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-tools clang-format git tshark
 
 # Emulated machines for the stock kernels.
 DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static kmod file xz-utils squashfs-tools debian-archive-keyring
