@@ -25,6 +25,7 @@ from bpfpath_nb.printable import printable
 
 if TYPE_CHECKING:
     from bpfpath_nb.analysis.alignment import Alignment
+    from bpfpath_nb.plot.comparison import ComparisonPlots
     from bpfpath_nb.recording import Recording, RecordingViews
 
 Packets = int | Collection[int] | pd.DataFrame
@@ -115,7 +116,8 @@ class Comparison:
         ----------
         path_a, path_b : str, optional
             Ids, as in the index of `paths`. By default the two that tell most of the difference: the path that b has
-            most less of, and the one that a has most less of; where no claim can be made, the most frequent ones.
+            most more of, by what can be claimed, and the one of a that goes the same way for longest; where nothing can
+            be claimed, the most frequent one that both have.
 
         Returns
         -------
@@ -141,6 +143,13 @@ class Comparison:
     def summary(self) -> str:
         """What differs, in a few sentences of plain English, for a ticket."""
         return "\n".join(self.findings)
+
+    @property
+    def plot(self) -> ComparisonPlots:
+        """Pictures: `plot()` both of `plot.alignment()`, two paths side by side, and `plot.shifts()` of the medians."""
+        from bpfpath_nb.plot.comparison import ComparisonPlots
+
+        return ComparisonPlots(self)
 
     def __repr__(self) -> str:
         return comparison_text(self)

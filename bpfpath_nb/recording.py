@@ -374,6 +374,42 @@ class Recording(RecordingViews):
         return cls(load_live(Path(path)) if is_live else load(Path(path)))
 
     @classmethod
+    def from_pwru(cls, source: str | os.PathLike[str]) -> Self:
+        """Read what pwru printed, as a table or as JSON: a file, or the text itself.
+
+        It must have been run with `--timestamp current`; namespaces, interfaces and flows are there if it was run with
+        `--output-meta` and `--output-tuple`, and who dropped a packet with `--output-caller`. pwru knows no time of
+        day: times count from when the machine was started, as if that had been the first of January 1970.
+
+        Raises
+        ------
+        RecordingError
+            It is no output of pwru's, or has no times.
+        OSError
+            There is no such file, or it may not be read.
+        """
+        from bpfpath_nb.io.pwru import read_pwru
+
+        return cls(read_pwru(source if isinstance(source, str) else Path(source)))
+
+    @classmethod
+    def from_retis(cls, path: str | os.PathLike[str]) -> Self:
+        """Read events that `retis collect` or `retis sort` wrote; needs the package `retis`.
+
+        Raises
+        ------
+        RecordingError
+            It is no file of retis' events, or holds none of a packet.
+        RequirementError
+            The package `retis` is not installed.
+        OSError
+            There is no such file, or it may not be read.
+        """
+        from bpfpath_nb.io.retis import read_retis
+
+        return cls(read_retis(Path(path)))
+
+    @classmethod
     def from_stream(cls, source: Source | int) -> Self:
         """Read a tracer's whole stream (see `stream.Reader` for the errors)."""
         reader = Reader(source)

@@ -1,9 +1,9 @@
 """Two paths side by side: which functions they share, and where they part.
 
-The functions are aligned as `difflib` aligns lines of two files (Ratcliff and Obershelp's matching of the longest
-common run, and so on to both sides of it), which people know how to read. What is not in common stands on one side
-alone. Of the packets that took a path each hop's namespace and interface are those that most of them had there, and
-its gap is their median.
+From where the two part, the hops are aligned as `difflib` aligns lines of two files (Ratcliff and Obershelp's matching
+of the longest common run, and so on to both sides of it), which people know how to read. What is not in common stands
+on one side alone. Of the packets that took a path each hop's namespace and interface are those that most of them had
+there, and its gap is their median.
 
 The first divergence is the first hop, counted from the beginning, at which the two do not do the same in the same
 place. Places count as far as both sides have their names (`analysis.sides`).
@@ -11,7 +11,6 @@ place. Places count as far as both sides have their names (`analysis.sides`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any, Final
@@ -62,6 +61,12 @@ class Way:
         known = (gap != NAT).all(axis=0)
         median[known] = np.rint(np.median(gap[:, known], axis=0)).astype(np.int64)
         return cls(side.func[rows[0]], side.spot[rows[0]], _most(side.netns[rows]), _most(side.dev[rows]), median, hops)
+
+    def shared(self, other: Way) -> int:
+        """How many hops from the first on both do the same in the same places."""
+        least = min(len(self.func), len(other.func))
+        differ = np.flatnonzero((self.func[:least] != other.func[:least]) | (self.spot[:least] != other.spot[:least]))
+        return int(differ[0]) if len(differ) else least
 
 
 def _most(codes: Ints) -> Ints:
@@ -122,8 +127,7 @@ class Alignment:
 
     def __init__(self, shared: Sides, path_a: str, path_b: str, a: Way, b: Way) -> None:
         self.path_a, self.path_b = path_a, path_b
-        rows = _align(a.func.tolist(), b.func.tolist())
-        self.frame = _frame(shared, a, b, rows)
+        self.frame = _frame(shared, a, b, _align(a, b))
         self.divergence = _divergence(shared, a, b)
         self.beyond = max(a.hops - len(a.func), b.hops - len(b.func))
 
@@ -140,15 +144,19 @@ def no_such_path(path: str, side: str, known: list[str]) -> str:
     )
 
 
-def _align(a: Sequence[int], b: Sequence[int]) -> npt.NDArray[np.int64]:
+def _align(a: Way, b: Way) -> npt.NDArray[np.int64]:
     """Pairs of hops, -1 where a side has none."""
-    pairs: list[tuple[int, int]] = []
-    for _, a_from, a_to, b_from, b_to in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if a_to - a_from == b_to - b_from and a[a_from:a_to] == b[b_from:b_to]:
-            pairs += zip(range(a_from, a_to), range(b_from, b_to), strict=True)
+    begin = a.shared(b)
+    pairs = [(at, at) for at in range(begin)]
+    # A hop is its function and its place: a router's and a server's receiving are not the same.
+    steps = [list(zip(way.func[begin:].tolist(), way.spot[begin:].tolist(), strict=True)) for way in (a, b)]
+    for what, a_from, a_to, b_from, b_to in SequenceMatcher(None, steps[0], steps[1], autojunk=False).get_opcodes():
+        in_a, in_b = range(begin + a_from, begin + a_to), range(begin + b_from, begin + b_to)
+        if what == "equal":
+            pairs += zip(in_a, in_b, strict=True)
         else:
-            pairs += [(at, -1) for at in range(a_from, a_to)]
-            pairs += [(-1, at) for at in range(b_from, b_to)]
+            pairs += [(at, -1) for at in in_a]
+            pairs += [(-1, at) for at in in_b]
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
@@ -174,11 +182,9 @@ def _take(values: Ints, at: npt.NDArray[np.int64]) -> Ints:
 
 
 def _divergence(shared: Sides, a: Way, b: Way) -> Divergence | None:
-    least = min(len(a.func), len(b.func))
-    differ = np.flatnonzero((a.func[:least] != b.func[:least]) | (a.spot[:least] != b.spot[:least]))
-    if not len(differ) and a.hops == b.hops:
+    hop = a.shared(b)
+    if hop == len(a.func) == len(b.func) and a.hops == b.hops:
         return None
-    hop = int(differ[0]) if len(differ) else least
 
     def place(way: Way, at: int) -> Place | None:
         if not 0 <= at < len(way.func):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ from bpfpath_nb.errors import OptionError
 from bpfpath_nb.schema import CHANGES, LAYERS, QUEUES, TRANSITION_KINDS, VERDICTS
 
 Ints = npt.NDArray[np.integer[Any]]
+
+_CANDIDATES: Final = 20
+"""Paths that are looked at to find the one to align with."""
 
 
 @dataclass(frozen=True)
@@ -162,31 +165,48 @@ class Tables:
         OptionError
             No packet of that side took that path.
         """
-        chosen = []
+        ids, taken = self._paths.ids, [np.bincount(self._path_of(at), minlength=len(self._paths.ids)) for at in (0, 1)]
+        if not taken[0].any() or not taken[1].any():
+            return None
+        chosen: list[int | None] = [None, None]
         for at, path in enumerate((path_a, path_b)):
-            taken = np.bincount(self._path_of(at), minlength=len(self._paths.ids))
-            if not taken.any():
-                return None
-            if path is None:
-                chosen.append(self._telling(at, taken))
-            elif path in self._paths.ids and taken[self._paths.ids.index(path)]:
-                chosen.append(self._paths.ids.index(path))
-            else:
-                raise OptionError(no_such_path(path, "ab"[at], [self._paths.ids[one] for one in np.flatnonzero(taken)]))
-        ways = [
-            Way.of(side, np.flatnonzero(self._path_of(at) == path))
-            for at, (side, path) in enumerate(zip(self._both_sides(), chosen, strict=True))
-        ]
-        return Alignment(self.sides, self._paths.ids[chosen[0]], self._paths.ids[chosen[1]], *ways)
+            if path is not None and not (path in ids and taken[at][ids.index(path)]):
+                raise OptionError(no_such_path(path, "ab"[at], [ids[one] for one in np.flatnonzero(taken[at])]))
+            chosen[at] = None if path is None else ids.index(path)
+        first, second = self._telling(chosen, taken)
+        a, b = self._way(0, first), self._way(1, second)
+        return Alignment(self.sides, ids[first], ids[second], a, b)
 
-    def _telling(self, at: int, taken: Ints) -> int:
-        """The path of a side that the other has least of: by claims first, then by how much the share differs."""
-        frame = self.paths
-        lead = frame["difference"].to_numpy(np.float64) * (1 if at else -1)
-        claimed = frame["change"].isin(["added", "gone", "shifted"]).to_numpy() & (lead > 0)
-        if not claimed.any():
-            return int(taken.argmax())
-        return self._paths.ids.index(str(frame.index[int(np.where(claimed, lead, -1).argmax())]))
+    def _way(self, at: int, path: int) -> Way:
+        return Way.of(self._both_sides()[at], np.flatnonzero(self._path_of(at) == path))
+
+    def _telling(self, chosen: list[int | None], taken: Sequence[Ints]) -> tuple[int, int]:
+        """The two paths to align, those that are chosen or that tell most.
+
+        What b has most more of, by claims, tells most, or else what a has most more of. Held against it is the path of
+        the other side that goes the same way for longest; of several that which the other side has most more of, or
+        the most frequent. Without claims both sides have a path in common that is as good as any.
+        """
+        frame = self.paths.loc[self._paths.ids]
+        claimed = frame["change"].isin(["added", "gone", "shifted"]).to_numpy()
+        lead = np.where(claimed, frame["difference"].to_numpy(np.float64), 0.0)
+        lead_of = [-lead, lead]
+        if chosen == [None, None]:
+            both = np.minimum(*taken)
+            if not lead.any() and both.any():
+                return int(both.argmax()), int(both.argmax())
+            at = 1 if lead.max() > 0 or not lead.any() else 0
+            chosen[at] = int((lead_of[at] if lead.any() else taken[at]).argmax())
+        for at in (0, 1):
+            other = chosen[1 - at]
+            if chosen[at] is None and other is not None:
+                there = np.flatnonzero(taken[at])
+                there = there[there != other] if len(there) > 1 else there
+                near = there[np.lexsort((-taken[at][there], -lead_of[at][there]))][:_CANDIDATES]
+                way = self._way(1 - at, other)
+                shared = [way.shared(self._way(at, path)) for path in near.tolist()]
+                chosen[at] = int(near[int(np.argmax(shared))])
+        return int(chosen[0] or 0), int(chosen[1] or 0)
 
     @cached_property
     def functions(self) -> pd.DataFrame:

@@ -118,8 +118,9 @@ def shifts(seen: Observations, places: int) -> Shifts:
     compared = sample.size * some
     enough = some & (compared.min(axis=0) >= FEWEST)
     longer, p, least = _rank_test(sample)
-    (median_a, median_b), low, high = _quantile(sample, 0.5)
-    (p99_a, p99_b), _, _ = _quantile(sample, 0.99)
+    order = _WeightedOrder.of(sample)
+    p99_a, p99_b = order.quantile(0.99)
+    (median_a, median_b), low, high = order.median()
     median_a, median_b = np.rint(median_a), np.rint(median_b)
     shift = median_b - median_a
     below = np.hypot(median_b - low[1], high[0] - median_a)
@@ -187,6 +188,8 @@ class _Sample:
         Each row's block; a group's blocks are numbered one after another.
     blocks : array
         How many blocks each group has, side by place.
+    by_value : array
+        The rows in the order of their values.
     """
 
     places: int
@@ -198,18 +201,21 @@ class _Sample:
     size: Ints
     block: Ints
     blocks: Ints
+    by_value: Ints
 
     @classmethod
     def of(cls, seen: Observations, places: int) -> _Sample:
         cell, of_cell, count = _cells(seen)
         group = seen.side * np.int64(places) + seen.place
         size = np.bincount(group, minlength=2 * places)
-        order = np.argsort(group, kind="stable")
+        order = _sorted(np.arange(len(group)), group, 2 * places)
         at = np.empty(len(group), np.int64)
         at[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
         blocks = np.minimum(size, BLOCKS)
         block = (np.cumsum(blocks) - blocks)[group] + at * blocks[group] // np.maximum(size, 1)[group]
-        return cls(places, seen, cell, of_cell, count, group, size.reshape(2, places), block, blocks.reshape(2, places))
+        by_value = np.argsort(seen.value, kind="stable")
+        sizes = size.reshape(2, places), blocks.reshape(2, places)
+        return cls(places, seen, cell, of_cell, count, group, sizes[0], block, sizes[1], by_value)
 
     def variance(self, influence: Floats) -> Floats:
         """Of each group's sum of the rows' influences the variance, taken between blocks."""
@@ -270,8 +276,7 @@ def _rank_test(sample: _Sample) -> tuple[Floats, Floats, Floats]:
 def _ranks(sample: _Sample) -> Floats:
     """Each row's place among the values of its cell, both sides together, from 0; ties share their middle."""
     value = sample.seen.value
-    order = np.argsort(value, kind="stable")
-    order = order[np.argsort(sample.cell[order], kind="stable")]
+    order = _sorted(sample.by_value, sample.cell, len(sample.of_cell))
     cell, value = sample.cell[order], value[order]
     count = sample.count.sum(axis=0)
     begin = np.cumsum(count) - count
@@ -284,31 +289,70 @@ def _ranks(sample: _Sample) -> Floats:
     return rank
 
 
-def _quantile(sample: _Sample, share: float) -> tuple[Floats, Floats, Floats]:
-    """A quantile of each side's values, weighted to the mix of both, and its 95 % interval; side by place."""
-    seen, groups = sample.seen, 2 * sample.places
-    count = sample.count.sum(axis=0) / np.maximum(sample.count, 1)
-    weight = np.where(sample.count.min(axis=0) > 0, count, 1.0)[seen.side.astype(np.intp), sample.cell]
-    order = np.argsort(seen.value, kind="stable")
-    order = order[np.argsort(sample.group[order], kind="stable")]
-    size = sample.size.reshape(-1)
-    group, value, heavy = sample.group[order], seen.value[order].astype(np.float64), weight[order]
-    total = np.bincount(group, heavy, minlength=groups)
-    until = np.cumsum(heavy)
-    before = np.concatenate(([0.0], until))[np.cumsum(size) - size]
-    # Each value stands at the middle of its weight; the quantile lies on the line between two of them.
-    stands = (until - before[group] - heavy / 2) / total[group] if len(group) else until
-    found = _at(group + stands, value, size, np.full(groups, share), "between")
-    below = (seen.value < found[sample.group]) + 0.5 * (seen.value == found[sample.group]) - share
-    influence = sample.centred(below) * weight / total[sample.group]
-    error = np.sqrt(sample.variance(influence).reshape(-1))
-    freedom = np.maximum(sample.blocks.reshape(-1) - 1, 1)
-    margin = special.stdtrit(freedom, 0.975) * error
-    low = _at(group + stands, value, size, share - margin, "below")
-    high = _at(group + stands, value, size, share + margin, "above")
-    # All values equal have no spread, and the interval is that value; else it holds the quantile.
-    low, high = np.minimum(low, found), np.maximum(high, found)
-    return found.reshape(2, -1), low.reshape(2, -1), high.reshape(2, -1)
+def _sorted(rows: Ints, label: Ints, labels: int) -> Ints:
+    """The rows by their label, those of one label in the order in which they are."""
+    # numpy has a radix sort for 16 bits.
+    wanted = label[rows].astype(np.uint16) if labels <= 1 << 16 else label[rows]
+    return np.asarray(rows[np.argsort(wanted, kind="stable")])
+
+
+@dataclass(frozen=True)
+class _WeightedOrder:
+    """Each group's values in their order, with weights that give both sides of a place the mix of the two together.
+
+    Attributes
+    ----------
+    sample : _Sample
+    weight : array
+        Of each row of the sample.
+    total : array
+        Weight of each group.
+    value : array
+        Of all groups, one after the other, ascending in each.
+    stands : array
+        Where each value stands: its group's number and, after the point, the share of the weight below its middle.
+    """
+
+    sample: _Sample
+    weight: Floats
+    total: Floats
+    value: Floats
+    stands: Floats
+
+    @classmethod
+    def of(cls, sample: _Sample) -> _WeightedOrder:
+        seen, groups = sample.seen, 2 * sample.places
+        mix = sample.count.sum(axis=0) / np.maximum(sample.count, 1)
+        weight = np.where(sample.count.min(axis=0) > 0, mix, 1.0)[seen.side.astype(np.intp), sample.cell]
+        order = _sorted(sample.by_value, sample.group, groups)
+        size = sample.size.reshape(-1)
+        group, heavy = sample.group[order], weight[order]
+        total = np.bincount(group, heavy, minlength=groups).astype(np.float64)
+        until = np.cumsum(heavy)
+        before = np.concatenate(([0.0], until))[np.cumsum(size) - size]
+        stands = group + (until - before[group] - heavy / 2) / total[group]
+        return cls(sample, weight, total, seen.value[order].astype(np.float64), stands)
+
+    def quantile(self, share: float) -> Floats:
+        """The value at a share of the weight, on the line between two where it falls between; side by place."""
+        shares = np.full(len(self.total), share)
+        return _at(self.stands, self.value, self.sample.size.reshape(-1), shares, "between").reshape(2, -1)
+
+    def median(self) -> tuple[Floats, Floats, Floats]:
+        """The median and its 95 % interval; side by place."""
+        sample = self.sample
+        value, size = sample.seen.value, sample.size.reshape(-1)
+        found = self.quantile(0.5).reshape(-1)
+        middle = found[sample.group]
+        below = (value < middle) + 0.5 * (value == middle) - 0.5
+        error = np.sqrt(sample.variance(sample.centred(below) * self.weight / self.total[sample.group]).reshape(-1))
+        freedom = np.maximum(sample.blocks.reshape(-1) - 1, 1)
+        margin = special.stdtrit(freedom, 0.975) * error
+        low = _at(self.stands, self.value, size, 0.5 - margin, "below")
+        high = _at(self.stands, self.value, size, 0.5 + margin, "above")
+        # Where all values are equal the interval is that value; else it holds the median.
+        low, high = np.minimum(low, found), np.maximum(high, found)
+        return found.reshape(2, -1), low.reshape(2, -1), high.reshape(2, -1)
 
 
 def _at(stands: Floats, value: Floats, size: Ints, share: Floats, which: str) -> Floats:

@@ -5,18 +5,19 @@ other could not. A comparison needs the same number for the same thing, and only
 function that was traced on one side only are left out, and the gaps are measured between what remains. A packet that
 may lack hops is left out where paths and latencies are compared, for a lost hop makes a path that no packet took.
 
-*Where* a hop ran is its namespace and interface, as far as both sides have them: a name that one side alone has (a
+*Where* a hop ran is its namespace and interface, as far as both recordings have them: a name that one alone has (a
 container's, made anew) says nothing about the other, so it falls back to the namespace, and then to anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
@@ -110,8 +111,19 @@ def sides(a: Selection, b: Selection) -> Sides:
     shared = {*traced[0]} & {*traced[1]}
     functions, namespaces, devices = _Names(), _Names(), _Names()
     drafts = [_draft(side, shared, functions, namespaces, devices) for side in (a, b)]
-    # Namespaces that are compared with each other differ in name on purpose.
-    spots = _spots(drafts, by_name=a.netns is None and b.netns is None)
+    known = _known_places(a.events) & _known_places(b.events)
+    visited = [{*np.unique(draft["netns"]).tolist()} for draft in drafts]
+    by_name = a.netns is None and b.netns is None
+
+    def shared_places(netns: int, dev: int) -> tuple[bool, bool]:
+        # Namespaces that are compared with each other differ in name on purpose.
+        if netns < 0 or not by_name:
+            return False, False
+        name = namespaces.all[netns]
+        both = (name, "") in known or (netns in visited[0] and netns in visited[1])
+        return both, both and (dev < 0 or (name, devices.all[dev]) in known)
+
+    spots = _spots(drafts, shared_places)
     made = [Side(**draft, spot=spot) for draft, spot in zip(drafts, spots, strict=True)]
     return Sides(
         made[0],
@@ -174,21 +186,33 @@ def _draft(side: Selection, shared: set[str], functions: _Names, namespaces: _Na
     }
 
 
-def _spots(drafts: Sequence[dict[str, Any]], *, by_name: bool) -> list[Ints]:
-    """Where each hop ran, as finely as both sides can tell it."""
-    if not by_name:
-        return [np.zeros(len(draft["row"]), np.int64) for draft in drafts]
+def _spots(drafts: Sequence[dict[str, Any]], shared: Callable[[int, int], tuple[bool, bool]]) -> list[Ints]:
+    """Where each hop ran, as finely as both sides can tell it; `shared` says it of a namespace and an interface."""
     width = 1 + max(int(draft["dev"].max(initial=-1)) + 1 for draft in drafts)
-    fine = [(draft["netns"].astype(np.int64) + 1) * width + draft["dev"] + 1 for draft in drafts]
-    shared_fine = np.intersect1d(fine[0], fine[1])
-    shared_netns = np.intersect1d(drafts[0]["netns"], drafts[1]["netns"])
-    found = []
-    for draft, spot in zip(drafts, fine, strict=True):
-        netns = draft["netns"]
-        # Numbers below `width` are not in use otherwise: a namespace has at least 1.
-        coarse = np.where(np.isin(netns, shared_netns), -(netns.astype(np.int64) + 2), 0)
-        found.append(np.where(np.isin(spot, shared_fine), spot, coarse))
+    found: list[Ints] = []
+    for draft in drafts:
+        spot, places = pd.factorize((draft["netns"].astype(np.int64) + 1) * width + draft["dev"] + 1)
+        numbers = []
+        for place in places.tolist():
+            netns, dev = place // width - 1, place % width - 1
+            both_netns, both_dev = shared(netns, dev)
+            # Numbers below `width` are not in use otherwise: a namespace has at least 1.
+            numbers.append(place if both_dev else -(netns + 2) if both_netns else 0)
+        found.append(np.array(numbers, np.int64)[spot])
     return found
+
+
+def _known_places(events: Events) -> set[tuple[str, str]]:
+    """Namespaces and interfaces that a recording has names for; a namespace itself has the interface ""."""
+    called: dict[int, list[str]] = {}
+    for (inum, ifindex), steps in events.devices.items():
+        if not ifindex:
+            called[inum] = [name for _, name in steps]
+    known = {(netns, "") for names_ in called.values() for netns in names_}
+    for (inum, ifindex), steps in events.devices.items():
+        if ifindex:
+            known |= {(netns, dev) for netns in called.get(inum, ()) for _, dev in steps}
+    return known
 
 
 @dataclass(frozen=True)

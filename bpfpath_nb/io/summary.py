@@ -97,7 +97,7 @@ def _drop_lines(drops: pd.DataFrame) -> list[str]:
         return []
     counts = drop_counts(drops)
     lines = ["", "drops  where and why"]
-    shown = counts.head(_MOST_DROPS).fillna("not told").astype(str)
+    shown = counts.head(_MOST_DROPS).astype(object).fillna("not told")
     for count, reason, func, netns in shown.itertuples(index=False):
         lines.append(f"{count:>5}  {reason} in {func} ({netns})")
     return lines + ([f"... and {len(counts) - _MOST_DROPS} more"] if len(counts) > _MOST_DROPS else [])

@@ -6,7 +6,11 @@ one's own and `theme="light"` or `"dark"`, and every picture says under it what 
 
 from __future__ import annotations
 
+from bpfpath_nb.plot.drops import drops
+from bpfpath_nb.plot.heatmap import heatmap
 from bpfpath_nb.plot.latency import latency
+from bpfpath_nb.plot.namespaces import namespaces
+from bpfpath_nb.plot.paths import paths
 from bpfpath_nb.plot.timeline import timeline
 
-__all__ = ["latency", "timeline"]
+__all__ = ["drops", "heatmap", "latency", "namespaces", "paths", "timeline"]

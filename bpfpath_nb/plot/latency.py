@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.collections import LineCollection
 
+from bpfpath_nb.analysis.quantiles import sort_within
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.plot import style
 from bpfpath_nb.schema import LAYERS
@@ -50,7 +51,7 @@ _KEY: Final = f"Bar: the middle half; line: 1 % to 99 %; tick: median; ring: slo
 class _Groups:
     """Values in ns, sorted within each group; the groups with the most of what counts first."""
 
-    values: npt.NDArray[np.float64]
+    values: npt.NDArray[np.int64]
     first: npt.NDArray[np.intp]
     count: npt.NDArray[np.intp]
     names: list[str]
@@ -58,10 +59,10 @@ class _Groups:
     colours: list[str]
     total: npt.NDArray[np.float64]
 
-    def quantile(self, q: float) -> npt.NDArray[np.float64]:
+    def quantile(self, q: float) -> npt.NDArray[np.int64]:
         """Of each group the value at `q`, the lower one where it falls between two."""
         rows = self.first + np.floor((self.count - 1) * q).astype(np.intp)
-        return np.asarray(self.values[rows], np.float64)
+        return np.asarray(self.values[rows])
 
 
 def latency(
@@ -155,12 +156,12 @@ def _why_nothing(of: str, wholes: Mapping[str, Recording]) -> str:
 
 
 def _groups(wholes: Mapping[str, Recording], columns: list[str], of: str) -> _Groups:
-    parts: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]] = []
+    parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]] = []
     labels: list[str] = []
     layers: list[str] = []
     for name, whole in wholes.items():
-        value = style.in_ns((whole.packets["total"] if of == "total" else whole.df[of]).to_numpy())
-        rows = np.flatnonzero(~np.isnan(value) & (value >= 0))
+        value = (whole.packets["total"] if of == "total" else whole.df[of]).to_numpy().view(np.int64)
+        rows = np.flatnonzero(value >= 0)
         code, names, layer = _keys(whole, columns, of, name)
         parts.append((value[rows], code[rows] + len(labels)))
         labels += names
@@ -176,14 +177,11 @@ def _groups(wholes: Mapping[str, Recording], columns: list[str], of: str) -> _Gr
 
 
 def _sorted(
-    value: npt.NDArray[np.float64], code: npt.NDArray[np.intp], names: list[str], layers: list[str], *, by_count: bool
+    value: npt.NDArray[np.int64], code: npt.NDArray[np.intp], names: list[str], layers: list[str], *, by_count: bool
 ) -> _Groups:
     count = np.bincount(code, minlength=len(names))
     total = np.bincount(code, value, len(names)).astype(np.float64)
-    # By value, then by group; numpy sorts 16-bit numbers by radix.
-    order = np.argsort(value, kind="stable")
-    small = code[order].astype(np.uint16 if len(names) < 1 << 16 else np.int64)
-    order = order[np.argsort(small, kind="stable")]
+    value = sort_within(code, len(names), value)
     first = np.cumsum(count) - count
     ranked = [at for at in np.argsort(-(count if by_count else total), kind="stable").tolist() if count[at]]
     colours = [
@@ -191,7 +189,7 @@ def _sorted(
         for rank, at in enumerate(ranked)
     ]
     kept = [names[at] for at in ranked], [layers[at] for at in ranked]
-    return _Groups(value[order], first[ranked], count[ranked], *kept, colours, total[ranked])
+    return _Groups(value, first[ranked], count[ranked], *kept, colours, total[ranked])
 
 
 def _keys(
@@ -238,10 +236,12 @@ def _transitions(whole: Recording) -> tuple[npt.NDArray[np.intp], list[str]]:
     func = whole.df["func"].cat
     code = func.codes.to_numpy().astype(np.int64)
     names = [str(name) for name in func.categories]
-    pair = code[:-1] * len(names) + code[1:]
-    which, distinct = pd.factorize(pair)
+    which, distinct = pd.factorize(code[:-1] * len(names) + code[1:])
+    pairs = [(names[pair // len(names)], names[pair % len(names)]) for pair in distinct.tolist()]
+    queue = whole.transitions["queue"].dropna()
+    texts = [f"{a} → {b}" + (f" (waits: {queue[a, b]})" if (a, b) in queue.index else "") for a, b in pairs]
     # The last hop leads nowhere; its gap is none, so whatever it is called does not count.
-    return np.append(which, 0)[: len(code)], [f"{names[p // len(names)]} → {names[p % len(names)]}" for p in distinct]
+    return np.append(which, 0)[: len(code)], texts
 
 
 def _layers_of(whole: Recording, column: str, texts: list[str], rows: npt.NDArray[Any]) -> list[str]:
@@ -255,11 +255,11 @@ def _boxes(ax: Axes, theme: style.Theme, groups: _Groups, shown: int, of: Of) ->
     row = np.arange(shown)
     few = groups.count[:shown] <= FEW
     low, p25, p50, p75, high, most = (
-        np.maximum(groups.quantile(q)[:shown], 1.0) for q in (0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
+        np.maximum(groups.quantile(q)[:shown], 1) for q in (0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
     )
     colours = np.array(groups.colours[:shown], dtype=object)
 
-    def lines(begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64], width: float, gid: str) -> None:
+    def lines(begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64], width: float, gid: str) -> None:
         ends = np.stack([begin, row, end, row], axis=1)[~few].reshape(-1, 2, 2)
         ax.add_collection(
             LineCollection(list(ends), colors=list(colours[~few]), linewidths=width, capstyle="butt", gid=gid, zorder=3)
@@ -270,7 +270,7 @@ def _boxes(ax: Axes, theme: style.Theme, groups: _Groups, shown: int, of: Of) ->
     ax.vlines(p50, row - 0.38, row + 0.38, color=theme.ink, linewidth=1.6, zorder=4).set_gid("median")
     ax.scatter(most[~few], row[~few], s=16, facecolors="none", edgecolors=list(colours[~few]), linewidths=1.1, zorder=3)
     for at in np.flatnonzero(few).tolist():
-        own = np.maximum(groups.values[groups.first[at] : groups.first[at] + groups.count[at]], 1.0)
+        own = np.maximum(groups.values[groups.first[at] : groups.first[at] + groups.count[at]], 1)
         ax.scatter(
             own, np.full(len(own), at), s=18, color=colours[at], edgecolors=theme.paper, linewidths=0.5, zorder=3
         )
@@ -290,7 +290,7 @@ def _boxes(ax: Axes, theme: style.Theme, groups: _Groups, shown: int, of: Of) ->
 
 def _curves(ax: Axes, theme: style.Theme, groups: _Groups, shown: int, of: Of) -> None:
     for at in range(shown):
-        own = np.maximum(groups.values[groups.first[at] : groups.first[at] + groups.count[at]], 1.0)
+        own = np.maximum(groups.values[groups.first[at] : groups.first[at] + groups.count[at]], 1)
         share = np.arange(1, len(own) + 1) / len(own) * 100
         keep = np.unique(np.linspace(0, len(own) - 1, _CURVE_POINTS).astype(np.intp))
         median = style.duration(own[(len(own) - 1) // 2])

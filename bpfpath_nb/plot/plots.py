@@ -35,6 +35,10 @@ class Plots:
 
     timeline = _of(plot.timeline)
     latency = _of(plot.latency)
+    paths = _of(plot.paths)
+    drops = _of(plot.drops)
+    namespaces = _of(plot.namespaces)
+    heatmap = _of(plot.heatmap)
 
     def __repr__(self) -> str:
         names = ", ".join(f"{name}()" for name in plot.__all__)

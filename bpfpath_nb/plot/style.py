@@ -56,6 +56,9 @@ LAYER_COLOURS: Final = {
 GROUP_COLOURS: Final = ("#0064c8", "#d96002", "#0fa76e", "#ac9ba8", "#4cd8ff", "#933402", "#ffbb1a", "#786b73")
 """For what is no layer (namespaces, paths, captures), in the order of their size; searched in the same way."""
 
+WAIT_HATCH: Final = "/////"
+"""Over the layer's colour: the packet lay in a queue. Without: it was worked on."""
+
 WIDTH: Final = 9.0
 """Inches. What a notebook's output area shows without scrolling at 100 dots an inch."""
 
@@ -145,6 +148,12 @@ def plain(value: object, limit: int = 80) -> str:
     return printable(str(value), limit).replace("$", r"\$")
 
 
+def text_width(ax: Axes, text: str, size: float = SMALL) -> float:
+    """About how much of the axes' width a text takes; the layout, and with it the true width, comes only later."""
+    width = ax.get_figure(root=True).get_figwidth() * ax.get_position().width  # type: ignore[union-attr]
+    return (len(text) * size * 0.58 / 72 + 0.1) / width
+
+
 def title(ax: Axes, theme: Theme, first: str, second: str = "", rows: int = 0) -> None:
     """A bold line, a plain one under it, both left, above a legend of so many rows."""
     base = 4.0 + (rows * (TEXT * 1.5) + 4.0 if rows else 0.0)
@@ -178,10 +187,15 @@ def legend(ax: Axes, theme: Theme, entries: Sequence[tuple[Artist, str]], column
     return rows
 
 
-def layer_entries(layers: Iterable[str]) -> list[tuple[Artist, str]]:
-    """Entries of a legend for the layers that occur, in the order of the stack."""
+def layer_entries(layers: Iterable[str], waits: bool = False) -> list[tuple[Artist, str]]:
+    """Entries of a legend for the layers that occur, in the order of the stack, and for waiting."""
     there = set(layers)
-    return [(Patch(facecolor=colour), name) for name, colour in LAYER_COLOURS.items() if name in there]
+    entries: list[tuple[Artist, str]] = [
+        (Patch(facecolor=colour), name) for name, colour in LAYER_COLOURS.items() if name in there
+    ]
+    if waits:
+        entries.append((Patch(facecolor="#8c8c8c", edgecolor="#ffffff", linewidth=0, hatch=WAIT_HATCH), "waits"))
+    return entries
 
 
 def line_entry(colour: str, name: str, **options: Any) -> tuple[Artist, str]:
@@ -190,10 +204,14 @@ def line_entry(colour: str, name: str, **options: Any) -> tuple[Artist, str]:
 
 
 _UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+_LONG: Final = ((10_800e9, 3600e9, "h"), (300e9, 60e9, "min"))
 
 
 def unit_of(ns: float) -> tuple[float, str]:
-    """The largest unit in which a span is 1 or more: its length in ns, and its name."""
+    """The unit that suits a span: its length in ns, and its name."""
+    for least, size, name in _LONG:
+        if ns >= least:
+            return size, name
     return next(((size, name) for size, name in _UNITS if ns >= size), _UNITS[-1])
 
 

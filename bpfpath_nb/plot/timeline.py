@@ -9,6 +9,7 @@ a lane, with names where they fit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,13 +18,16 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.collections import PolyCollection
 
+from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.io.text import no_such_packet, outcome
-from bpfpath_nb.plot import style
+from bpfpath_nb.plot import packets, style
+from bpfpath_nb.schema import EVENT_FLAGS, QUEUES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from bpfpath_nb.analysis.events import Events
     from bpfpath_nb.recording import Recording, RecordingViews
 
 Lanes = Literal["dev", "netns", "cpu"]
@@ -47,6 +51,7 @@ class _Way:
     layer: list[str]
     netns: list[str]
     copy: npt.NDArray[np.intp]
+    queue: npt.NDArray[np.int8]
     lane: npt.NDArray[np.intp]
     lanes: list[str]
 
@@ -58,31 +63,33 @@ class _Way:
 
 def timeline(
     recording: RecordingViews,
-    packet: int,
+    packet: int | Iterable[int] | None = None,
     *,
     lanes: Lanes = "dev",
     detail: bool | None = None,
     ax: Axes | None = None,
     theme: style.ThemeName | None = None,
 ) -> Axes:
-    """Draw the way of one packet through the kernel.
+    """Draw the way of one packet through the kernel, or of many side by side.
 
     Parameters
     ----------
     recording : Recording or Capture
-    packet : int
-        Its number, as in the index of `packets`.
+    packet : int or several, optional
+        Its number, as in the index of `packets`. Of several, or by default of all, up to 24 have a row each; more
+        become one row for each path, every step as long as its median.
     lanes : "dev", "netns" or "cpu"
-        What has a lane of its own: each interface of each namespace, each namespace, or each CPU.
+        Of one packet: what has a lane of its own, each interface of each namespace, each namespace, or each CPU.
     detail : bool, optional
-        A row for each function, with its name, or one for each lane. By default rows for packets of up to 90 hops.
+        Of one packet: a row for each function, with its name, or one for each lane. By default rows for packets of up
+        to 90 hops.
     ax, theme
         Axes to draw on, and "light" or "dark"; by default a new figure and what suits it.
 
     Returns
     -------
     Axes
-        x is time since the packet's first hop in ns, labelled in the unit that suits.
+        x is time since each packet's first hop in ns, labelled in the unit that suits.
 
     Raises
     ------
@@ -92,6 +99,8 @@ def timeline(
     whole = recording.recording
     if lanes not in {"dev", "netns", "cpu"}:
         raise OptionError(f"There are no lanes {lanes!r}: a lane is a 'dev', a 'netns' or a 'cpu'.")
+    if packet is None or isinstance(packet, Iterable):
+        return packets.draw(whole, packet, ax, theme)
     if packet not in whole.packets.index:
         raise OptionError(no_such_packet(packet, whole.packets))
     at = int(whole.events.packets.searchsorted(packet))
@@ -114,7 +123,7 @@ def timeline(
     ax.set_ylim(tops[-1], 0)
     style.seconds_axis(ax, colours, "time since the first hop", way.span)
     ax.spines["left"].set_visible(False)
-    rows = style.legend(ax, colours, style.layer_entries(way.layer))
+    rows = style.legend(ax, colours, style.layer_entries(way.layer, waits=bool((way.queue >= 0).any())))
     _title(ax, colours, whole, at, rows)
     named = "" if detail else "Names stand where they fit; `detail=True` gives each function a row."
     style.note(ax, colours, whole, named)
@@ -133,7 +142,7 @@ def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
         place = pd.Series([f"{ns}\0{dev}" for ns, dev in zip(place, _texts(dev, "no interface"), strict=True)])
     elif lanes == "cpu":
         place = pd.Series([f"CPU {cpu}" for cpu in hops["cpu"]])
-    lane, names = pd.factorize(place)
+    lane, places = pd.factorize(place)
     layer = _texts(hops["layer"])
     return _Way(
         begin,
@@ -142,10 +151,19 @@ def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
         [style.LAYER_COLOURS[name] for name in layer],
         layer,
         _texts(netns),
-        pd.factorize(recording.events.copies.of[first : first + count])[0],
+        _copies(recording.events, slice(first, first + count)),
+        hop_waits(recording.events)[first : first + count],
         np.asarray(lane, np.intp),
-        [str(name) for name in names],
+        [str(name) for name in places],
     )
+
+
+def _copies(events: Events, rows: slice) -> npt.NDArray[np.intp]:
+    """Number each hop's sk_buff, from 0. What comes under an address after its end is another one."""
+    ended = events.hops["flags"][rows] & EVENT_FLAGS["end"] != 0
+    copy = pd.Series(events.copies.of[rows])
+    lives = pd.Series(ended).groupby(copy).transform(lambda own: own.shift(fill_value=False).cumsum())
+    return np.asarray(pd.factorize(pd.MultiIndex.from_arrays([copy, lives]))[0], np.intp)
 
 
 def _texts(column: Any, missing: str = "?") -> list[str]:
@@ -178,22 +196,25 @@ def _bars(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64])
     end = np.maximum(way.end, way.begin + way.span / 400)
     low, high = row - _BAR / 2, row + _BAR / 2
     corners = np.stack([way.begin, low, end, low, end, high, way.begin, high], axis=1).reshape(-1, 4, 2)
-    bars = PolyCollection(list(corners), facecolors=way.colour, linewidths=0, zorder=3)
-    bars.set_gid("spans")
-    ax.add_collection(bars)
+    colour = np.array(way.colour, dtype=object)
+    for which, gid in ((way.queue < 0, "spans"), (way.queue >= 0, "waits")):
+        bars = PolyCollection(list(corners[which]), facecolors=list(colour[which]), linewidths=0, zorder=3, gid=gid)
+        if gid == "waits":
+            bars.set(hatch=style.WAIT_HATCH, edgecolor=theme.paper)
+        ax.add_collection(bars)
 
 
 def _moves(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64]) -> None:
     """From lane to lane a line; where the namespace changes, an arrow.
 
-    Each copy of the packet goes its own way, from the hop that made it.
+    Each copy of the packet goes its own way; a new one comes from the hop before.
     """
     seen: dict[int, int] = {}
     for to, copy in enumerate(way.copy.tolist()):
         of, seen[copy] = seen.get(copy, to - 1), to
         if of < 0 or way.lane[of] == way.lane[to]:
             continue
-        crossing = way.netns[of] != way.netns[to]
+        crossing = way.copy[of] == copy and way.netns[of] != way.netns[to]
         edge = _BAR / 2 if row[to] > row[of] else -_BAR / 2
         ax.annotate(
             "", (way.begin[to], row[to] - edge), (way.begin[to], row[of] + edge), zorder=2.5,
@@ -210,30 +231,30 @@ def _names_beside(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.f
     """Each function's name and time, right of its bar, or left where the right has no room."""
     last = len(way.func) - 1
     for at, func in enumerate(way.func):
-        said = style.plain(func, 48) + (f" (clone {way.copy[at]})" if way.copy[at] else "")
-        said += f"  {style.duration(way.end[at] - way.begin[at])}" if at < last else ""
+        said = style.plain(func, 48) + (" (clone)" if way.copy[at] else "")
+        waits_in = f"  waits: {QUEUES[way.queue[at]]}" if way.queue[at] >= 0 else ""
+        said += f"{waits_in}  {style.duration(way.end[at] - way.begin[at])}" if at < last else ""
         ink = theme.ink
         if at == last and ending:
             said, ink = f"{said}  {style.plain(ending, 60)}", theme.alarm
-        left, right = way.begin[at] / way.span, way.end[at] / way.span
-        room = len(said) * 0.0085 + 0.02
-        x, ha, shift = way.end[at], "left", 4
-        if 1 - right < room:
-            if left > room:
-                x, ha, shift = way.begin[at], "right", -4
-            else:
-                x, ink = way.begin[at], style.text_on(way.colour[at])
+        room = style.text_width(ax, said) * way.span
+        x, ha, shift, behind = way.end[at], "left", 4, None
+        if way.end[at] + room > way.span * 1.03:
+            x, ha, shift = way.begin[at], "right", -4
+            if x < room:
+                # Neither side has room: over its own bar.
+                x, behind = way.span * 1.03, {"facecolor": theme.paper, "alpha": 0.85, "linewidth": 0, "pad": 0.5}
         if at == last:
             shift *= 2
         ax.annotate(said, (x, row[at]), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center_baseline",
-                    fontsize=style.SMALL, color=ink, zorder=4, gid="function")  # fmt: skip
+                    fontsize=style.SMALL, color=ink, zorder=4, gid="function", bbox=behind)  # fmt: skip
 
 
 def _names_inside(ax: Axes, way: _Way, row: npt.NDArray[np.float64]) -> None:
-    for at in np.flatnonzero((way.end - way.begin) / way.span > 0.02).tolist():
-        func = way.func[at]
-        if len(func) * 0.0088 < (way.end[at] - way.begin[at]) / way.span:
-            ax.annotate(style.plain(func, 48), ((way.begin[at] + way.end[at]) / 2, row[at]), ha="center",
+    for at in np.flatnonzero(((way.end - way.begin) / way.span > 0.02) & (way.queue < 0)).tolist():
+        func = style.plain(way.func[at], 48)
+        if style.text_width(ax, func) < (way.end[at] - way.begin[at]) / way.span:
+            ax.annotate(func, ((way.begin[at] + way.end[at]) / 2, row[at]), ha="center",
                         va="center_baseline", fontsize=style.SMALL, color=style.text_on(way.colour[at]), zorder=4,
                         gid="function")  # fmt: skip
 

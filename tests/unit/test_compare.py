@@ -168,7 +168,7 @@ def test_a_path_that_vanished_and_a_share_that_moved_are_found() -> None:
     answered = answered[answered["difference"] > 0].iloc[0]
     assert answered["difference_low"] < 0.35 < answered["difference_high"]
     assert set(before.paths.index) == set(found.paths.index)
-    assert found.align().divergence.hop == 8
+    assert found.align().path_b == answered.name
 
 
 def test_a_change_of_mix_is_no_change_of_speed() -> None:
@@ -379,3 +379,32 @@ def test_the_rank_test_is_scipys_where_there_is_one_stratum() -> None:
     # The larger of two variances counts, so p may be larger but is near.
     assert expected.pvalue <= found.p[0] < 10 * expected.pvalue
     assert (found.median_a[0], found.median_b[0]) == (round(np.median(a)), round(np.median(b)))
+
+
+# Paths side by side
+
+
+def test_hops_are_aligned_with_those_in_the_same_place() -> None:
+    found = compare(rec(200, 1, kinds=("closed", "left")), rec(200, 2, kinds=("filtered",)))
+
+    aligned = found.align()
+
+    # Both end in kfree_skb, one in the server and one in the router.
+    assert list(aligned.frame["side"]) == ["both"] * 8 + ["a"] * 9 + ["b"]
+    assert (aligned.frame["func"].iloc[-1], aligned.frame["netns_b"].iloc[-1]) == ("kfree_skb", "router")
+    assert aligned.divergence.hop == 8
+    assert str(aligned.divergence.after) == "ip_rcv in netns router on left"
+    assert str(aligned.divergence.a) == "__dev_queue_xmit in netns router on right"
+    gaps = found.b.df["gap"].groupby(level="hop").median()
+    assert abs(aligned.frame["gap_b"].iloc[3] - gaps[3]).value <= 1
+
+
+def test_where_namespaces_have_other_names_paths_are_still_the_same(monkeypatch) -> None:
+    before = rec(100, 1, kinds=("answered",))
+    monkeypatch.setattr(streams, "DEVICES", [(*row[:3], f"x{row[3]}") for row in streams.DEVICES])
+
+    found = compare(before, rec(100, 2, kinds=("answered",)))
+
+    assert not claims(found.tables)
+    assert found.align().divergence is None
+    assert found.functions["compared_b"]["netif_rx"] == 100

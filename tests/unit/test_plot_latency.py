@@ -63,10 +63,9 @@ def test_each_transition_has_the_gaps_of_its_hops(recording: Recording) -> None:
     ax = recording.plot.latency("transition", top=60)
     func = recording.df["func"].astype(str)
     pairs = (func + " → " + func.groupby(level="packet").shift(-1)).dropna().value_counts()
-    assert set(rows(ax)) == set(pairs.index)
-    at = rows(ax).index("tc_egress → net_dev_start_xmit")
+    assert {row.partition(" (waits")[0] for row in rows(ax)} == set(pairs.index)
+    assert "net_dev_xmit → netif_receive_skb (waits: backlog)" in rows(ax)
     assert f"{pairs['tc_egress → net_dev_start_xmit']:,} of " in words(ax)
-    assert at >= 0
 
 
 def test_packets_are_curves_that_end_at_all_of_them(recording: Recording) -> None:
@@ -110,9 +109,9 @@ def test_what_is_left_out_is_told(recording: Recording) -> None:
 def test_twenty_thousand_packets_take_a_moment() -> None:
     many = capture(20_000).recording()
     assert len(many.df)  # The frame is made once, whatever is drawn.
-    begin = time.perf_counter()
+    begin = time.process_time()
     many.plot.latency(["netns", "func"])
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("of", ["gap", "total", "duration"])

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from pictures import assert_legible, named, texts, untouched, words
 from streams import KINDS, Capture, capture
 
+from bpfpath_nb import sample
+from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.plot import style
 from bpfpath_nb.recording import Recording
@@ -41,10 +43,29 @@ def test_each_function_is_named_in_order_with_its_time(recording: Recording) -> 
 def test_a_span_reaches_from_a_function_to_the_next_in_its_layers_colour(recording: Recording) -> None:
     ax = recording.plot.timeline(1)
     hops = recording.df.loc[1]
-    (spans,) = named(ax, "spans")
-    begins = [path.vertices[:, 0].min() for path in spans.get_paths()]
-    assert begins == hops["since"].to_numpy().view(np.int64).tolist()
-    assert [to_hex(colour) for colour in spans.get_facecolor()] == [style.LAYER_COLOURS[x] for x in hops["layer"]]
+    spans = [(path.vertices[:, 0].min(), to_hex(colour)) for colour, path in drawn(ax)]
+    colours = [style.LAYER_COLOURS[layer] for layer in hops["layer"]]
+    assert sorted(spans) == sorted(zip(hops["since"].to_numpy().view(np.int64), colours, strict=True))
+
+
+def drawn(ax):
+    """Colour and shape of each span, of work and of waiting."""
+    return [
+        pair
+        for gid in ("spans", "waits")
+        for bars in named(ax, gid)
+        for pair in zip(bars.get_facecolor(), bars.get_paths(), strict=True)
+    ]
+
+
+def test_waiting_is_hatched_and_named() -> None:
+    real = sample("dns")
+    ax = real.plot.timeline(1)
+    (waits,) = named(ax, "waits")
+    assert waits.get_hatch() == style.WAIT_HATCH
+    assert len(waits.get_paths()) == (hop_waits(real.events)[real.events.packet_of == 0] >= 0).sum() > 0
+    assert "__udp_enqueue_schedule_skb  waits: socket  1.65 ms" in words(ax)
+    assert_legible(ax)
 
 
 def test_lanes_are_the_interfaces_in_the_order_of_the_way(recording: Recording) -> None:
