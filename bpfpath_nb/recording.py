@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self
 
 import bpfpath_nb.analysis.accessor  # noqa: F401 - frames get their `bpfpath` with the first recording
 from bpfpath_nb.analysis.drops import drops_frame
@@ -28,6 +28,7 @@ from bpfpath_nb.analysis.packets import packets_frame, verdicts
 from bpfpath_nb.analysis.paths import Paths, find_paths, paths_frame
 from bpfpath_nb.analysis.transitions import transitions_frame
 from bpfpath_nb.errors import OptionError
+from bpfpath_nb.exports import Exports
 from bpfpath_nb.stream import Batch, Reader, Source
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from bpfpath_nb.widgets.explorer import Explorer
 
 
-class RecordingViews:
+class RecordingViews(Exports):
     """Everything that a recording shows, for whatever has one.
 
     A subclass provides `recording`; a `Capture` returns the picture of the moment, a `Recording` itself.
@@ -223,39 +224,6 @@ class RecordingViews:
 
         return compare_widget(self)
 
-    def text(self, packet: int | None = None, limit: int = 50) -> str:
-        """Packets' paths as plain text, for a terminal or a ticket.
-
-        Parameters
-        ----------
-        packet : int, optional
-            Only this one. By default all, in order.
-        limit : int
-            Most packets to write; a last line tells how many there are beyond.
-
-        Raises
-        ------
-        OptionError
-            There is no such packet.
-        """
-        from bpfpath_nb.io.text import recording_text
-
-        return recording_text(self.recording, packet, limit)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the recording to one Parquet file, which pandas, polars and DuckDB can read as well.
-
-        An existing file is replaced, in one step: it is never half written.
-
-        Returns
-        -------
-        Path
-            Where it is.
-        """
-        from bpfpath_nb.io.parquet import save
-
-        return save(self.recording.events, Path(path))
-
     def redact(self, key: str | bytes | None = None) -> Recording:
         """The recording with other names and addresses, to be shown to others.
 
@@ -277,63 +245,6 @@ class RecordingViews:
         from bpfpath_nb.analysis.redact import redact
 
         return Recording(redact(self.recording.events, secrets.token_bytes(32) if key is None else _key_bytes(key)))
-
-    def to_pcapng(self, path: str | os.PathLike[str]) -> Path:
-        """Write the packets to a pcapng file, for Wireshark and tshark.
-
-        One block per packet, in the order of their numbers: its first bytes, when and where it was first seen, and as
-        a comment its verdict and its path with all gaps. Namespaces and interfaces are the file's interfaces.
-
-        Returns
-        -------
-        Path
-            Where it is. An existing file is replaced in one step.
-        """
-        from bpfpath_nb.io.pcapng import save_pcapng
-
-        return save_pcapng(self.recording, Path(path))
-
-    def to_perfetto(self, path: str | os.PathLike[str]) -> Path:
-        """Write a Perfetto trace, to be opened in https://ui.perfetto.dev (which keeps it in the browser).
-
-        A track per namespace and interface; in it a slice per packet's stay and, inside, one per function; arrows join
-        the stays of a packet.
-
-        Returns
-        -------
-        Path
-            Where it is. An existing file is replaced in one step.
-
-        Raises
-        ------
-        RequirementError
-            The package `perfetto` is not installed.
-        """
-        from bpfpath_nb.io.perfetto import save_perfetto
-
-        return save_perfetto(self.recording, Path(path))
-
-    @overload
-    def to_json(self, path: str | os.PathLike[str]) -> Path: ...
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> Path | str:
-        """The recording as JSON lines: one that tells of the recording, then one per packet with all its hops.
-
-        Parameters
-        ----------
-        path : path, optional
-            Where to write them. An existing file is replaced in one step.
-
-        Returns
-        -------
-        Path or str
-            Where the file is; without a path the lines themselves. `io.json_lines` describes the keys: columns of
-            `packets` and, in the list `hops`, of `df`; times as ISO 8601 text, durations in ns, null where missing.
-        """
-        from bpfpath_nb.io.json_lines import json_text, save_json
-
-        return json_text(self.recording) if path is None else save_json(self.recording, Path(path))
 
 
 class Recording(RecordingViews):
