@@ -39,8 +39,9 @@ test: debian-test .venv/installed ## everything that can be proven on this machi
 test-kernels: debian-kernels .venv/installed ## the same on stock kernels, each in an emulated machine: KERNELS="5.10 6.12"
 	@$(AS_ROOT) KERNELS="$(KERNELS)" BPFPATH_RECORD="$${BPFPATH_RECORD:-}" $(PY) -m pytest -v tests/kernels
 
-bench: debian-demo .venv/installed ## events/s drained, time until armed, cost per hop
+bench: debian-demo .venv/installed ## events/s drained, time until armed, cost per hop; frames of ten million hops
 	@$(AS_ROOT) $(PY) benchmarks/run.py
+	@$(PY) benchmarks/frames.py
 
 lint: debian-test .venv/installed ## format, lints and types
 	$(PY) -m ruff check .

@@ -27,6 +27,7 @@ from bpfpath_nb.analysis.namespaces import namespaces_frame
 from bpfpath_nb.analysis.packets import packets_frame, verdicts
 from bpfpath_nb.analysis.paths import Paths, find_paths, paths_frame
 from bpfpath_nb.analysis.transitions import transitions_frame
+from bpfpath_nb.docstrings import document_frames
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.exports import Exports
 from bpfpath_nb.stream import Batch, Reader, Source
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from bpfpath_nb.diagnosis import Diagnosis
     from bpfpath_nb.filter import Filter
+    from bpfpath_nb.partitions import RecordingInParts
     from bpfpath_nb.plot.plots import Plots
     from bpfpath_nb.start import StartRecord
     from bpfpath_nb.widgets.comparer import Comparer
@@ -344,6 +346,29 @@ class Recording(RecordingViews):
         """What the capture said of itself when it began."""
         return self.events.start
 
+    def to_dask(self) -> RecordingInParts:
+        """The recording as Dask DataFrames, read from its file in parts: for one that is larger than memory.
+
+        `df`, `packets`, `paths` and `functions` of what it returns are as here, once `.compute()` is called, on this
+        machine or on a Dask cluster whose workers find the file under the same path. A packet is never split.
+
+        Raises
+        ------
+        OptionError
+            The recording is in no file yet, or it is only a selection of one: `save` it and `load` that.
+        RequirementError
+            Dask is not installed.
+        """
+        from bpfpath_nb.partitions import RecordingInParts
+
+        path: Path | None = getattr(self.events, "path", None)
+        if path is None:
+            raise OptionError(
+                "This recording is in no file, and Dask reads it in parts from there. Save it, and load that: "
+                "`Recording.load(recording.save(path)).to_dask()`."
+            )
+        return RecordingInParts(path)
+
     def __len__(self) -> int:
         """How many hops there are."""
         return len(self.events)
@@ -416,19 +441,4 @@ def _key_bytes(key: object) -> bytes:
     return key.encode() if isinstance(key, str) else key
 
 
-def _document() -> None:
-    """Put the columns of `schema` into the docstrings of the frames, so that they cannot differ."""
-    from bpfpath_nb import schema
-
-    frames = {
-        "df": schema.HOPS, "packets": schema.PACKETS, "paths": schema.PATHS, "functions": schema.FUNCTIONS,
-        "transitions": schema.TRANSITIONS, "drops": schema.DROPS, "namespaces": schema.NAMESPACES,
-        "latency": schema.LATENCY, "quality": schema.QUALITY,
-    }  # fmt: skip
-    for name, columns in frames.items():
-        view = RecordingViews.__dict__[name]
-        if view.__doc__:
-            view.__doc__ = view.__doc__.replace(f"        {{{name}}}", schema.document(columns, indent=8))
-
-
-_document()
+document_frames(RecordingViews)

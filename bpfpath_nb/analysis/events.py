@@ -108,7 +108,7 @@ class Events:
         ValueError
             A time in `devices` is none.
         """
-        hops, returns = (_ordered(part) for part in split(columns))
+        hops, returns = (ordered(part) for part in split(columns))
         return cls(
             start,
             hops,
@@ -273,7 +273,8 @@ def _names_over_time(devices: Iterable[tuple[int, int, int, str]]) -> dict[tuple
     return names
 
 
-def _ordered(columns: Columns) -> Columns:
+def ordered(columns: Columns) -> Columns:
+    """The same rows by packet, time, cpu and seq, not to be changed any more."""
     order = hop_order(columns)
     columns = columns if order is None else {name: values[order] for name, values in columns.items()}
     for values in columns.values():

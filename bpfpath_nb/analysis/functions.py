@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis import names
@@ -23,16 +25,36 @@ def functions_frame(hops: HopColumns) -> pd.DataFrame:
         Index func; columns as schema.FUNCTIONS.
     """
     func, count = hops.func.codes, len(hops.func.names)
-    hits = np.bincount(func[func >= 0], minlength=count)
-    layer = np.full(count, -1, np.int8)
-    layer[func] = np.array([LAYERS.index(name) for name in hops.layer.names], np.int8)[hops.layer.codes]
-    columns: dict[str, Any] = {"hits": hits.astype(np.int64), "packets": hops.packets_with(func, count)}
-    for of, values in (("gap", hops.gap), ("duration", hops.duration)):
-        columns |= {f"{of}_{name}": found for name, found in quantiles(func, count, values).items()}
+    return functions_table(
+        hops.func.names,
+        function_layers(hops),
+        np.bincount(func[func >= 0], minlength=count),
+        hops.packets_with(func, count),
+        {"gap": quantiles(func, count, hops.gap), "duration": quantiles(func, count, hops.duration)},
+    )
+
+
+def function_layers(hops: HopColumns) -> npt.NDArray[np.int8]:
+    """Of each function the position of its layer in schema.LAYERS; -1 where it was not passed."""
+    layer = np.full(len(hops.func.names) + 1, -1, np.int8)
+    layer[hops.func.codes] = np.array([LAYERS.index(name) for name in hops.layer.names], np.int8)[hops.layer.codes]
+    return layer[:-1]
+
+
+def functions_table(
+    functions: list[str],
+    layers: npt.NDArray[np.int8],
+    hits: npt.NDArray[np.int64],
+    packets: npt.NDArray[np.int64],
+    times: Mapping[str, Mapping[str, npt.NDArray[np.int64]]],
+) -> pd.DataFrame:
+    """What is known of each function, as `functions_frame` shows it; `times` are quantiles of gap and duration."""
+    columns: dict[str, Any] = {"hits": hits.astype(np.int64), "packets": packets}
+    columns |= {f"{of}_{name}": values for of, found in times.items() for name, values in found.items()}
     order = np.argsort(-columns["gap_total"].clip(min=0), kind="stable")
     order = order[hits[order] > 0]
     columns = {name: values[order] for name, values in columns.items()}
     columns = {name: timedeltas(values) if "_" in name else values for name, values in columns.items()}
-    columns["layer"] = names.categorical(layer[order], LAYERS)
-    index = pd.Index([hops.func.names[at] for at in order.tolist()], dtype="str", name="func")
+    columns["layer"] = names.categorical(layers[order], LAYERS)
+    index = pd.Index([functions[at] for at in order.tolist()], dtype="str", name="func")
     return pd.DataFrame({column.name: columns[column.name] for column in FUNCTIONS}, index=index)

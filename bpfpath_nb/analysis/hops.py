@@ -32,7 +32,7 @@ def hops_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "time": timestamps(utc),
         "since": timedeltas(utc - np.repeat(utc[events.first], events.counts)),
         "gap": timedeltas(gaps(events)),
-        "duration": timedeltas(events.duration),
+        "duration": timedeltas(np.ascontiguousarray(events.duration)),
         "depth": nullable(events.depth, np.full(len(events), not events.start.options.get("returns"))),
         "func": names.functions(events).categorical(),
         "layer": _fixed(events, "layer", LAYERS),

@@ -90,6 +90,13 @@ def paths_frame(hops: HopColumns, paths: Paths, verdict: npt.NDArray[np.int8]) -
     DataFrame
         Index path; columns as schema.PATHS.
     """
+    return paths_table(paths, hops.time[hops.last] - hops.time[hops.first], hops.counts, verdict)
+
+
+def paths_table(
+    paths: Paths, times: npt.NDArray[np.int64], hops: npt.NDArray[np.intp], verdict: npt.NDArray[np.int8]
+) -> pd.DataFrame:
+    """As `paths_frame`, from each packet's path, time from first to last hop, number of hops, and verdict."""
     count, which = len(paths.ids), paths.which
     packets = np.bincount(which, minlength=count)
     example = np.zeros(count, np.intp)
@@ -98,13 +105,13 @@ def paths_frame(hops: HopColumns, paths: Paths, verdict: npt.NDArray[np.int8]) -
     cases = np.bincount(which[known] * len(VERDICTS) + verdict[known], minlength=count * len(VERDICTS))
     cases = cases.reshape(count, len(VERDICTS))
     usual = np.where(cases.any(axis=1), cases.argmax(axis=1), -1) if count else np.empty(0, np.int8)
-    total = quantiles(which, count, hops.time[hops.last] - hops.time[hops.first])
+    total = quantiles(which, count, times)
     order = np.argsort(-packets, kind="stable")
     text = names.distinct_names(order, paths.functions)
     columns: dict[str, Any] = {
         "packets": packets[order].astype(np.int64),
         "share": packets[order] / max(len(which), 1),
-        "hops": hops.counts[example[order]].astype(np.uint32),
+        "hops": hops[example[order]].astype(np.uint32),
         "functions": text.categorical(),
         "verdict": names.categorical(usual[order], VERDICTS),
         "median": timedeltas(total["p50"][order]),

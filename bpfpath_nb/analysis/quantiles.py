@@ -65,14 +65,25 @@ def sort_within(group: npt.NDArray[Any], count: int, values: Int64s) -> Int64s:
     return keys
 
 
+def places(size: Int64s, percent: int) -> tuple[Int64s, Int64s, Int64s]:
+    """Of so many sorted values the places of the two that a quantile lies between, and how far it is in percent."""
+    low, rest = np.divmod((size - 1) * percent, 100)
+    return low, np.minimum(low + 1, size - 1), rest
+
+
+def between(low: Int64s, high: Int64s, percent: Int64s) -> Int64s:
+    """The value so far from the one to the other."""
+    step = high - low
+    # The step times the percentage may not fit; its hundreds and what is beyond them do.
+    value: Int64s = low + step // 100 * percent + step % 100 * percent // 100
+    return value
+
+
 def _at(values: Int64s, begin: Int64s, size: Int64s, percent: int) -> Int64s:
     found = np.full(len(size), NAT)
     some = np.flatnonzero(size)
-    whole, rest = np.divmod((size[some] - 1) * percent, 100)
-    low = values[begin[some] + whole]
-    step = values[begin[some] + np.minimum(whole + 1, size[some] - 1)] - low
-    # The step times the rest may not fit; its hundreds and what is beyond them do.
-    found[some] = low + step // 100 * rest + step % 100 * rest // 100
+    low, high, rest = places(size[some], percent)
+    found[some] = between(values[begin[some] + low], values[begin[some] + high], rest)
     return found
 
 

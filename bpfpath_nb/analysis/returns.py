@@ -47,9 +47,11 @@ def split(columns: Columns) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.
 
 def pair(hops: Columns, returns: Columns) -> npt.NDArray[np.intp]:
     """Of each hop the row of its return, -1 where that is not known. Both tables in any order."""
+    if not len(returns["time"]):
+        return np.broadcast_to(np.intp(-1), hops["time"].shape)  # one number, however many hops
     of = np.full(len(hops["time"]), -1, np.intp)
     calls = np.flatnonzero((hops["location"] != 0) & (hops["flags"] & EVENT_FLAGS["end"] == 0))
-    if not len(calls) or not len(returns["time"]):
+    if not len(calls):
         return of
     names = ("packet", "location", "func")
     joined = {name: np.concatenate((hops[name][calls], returns[name])) for name in (*names, "time")}
@@ -66,6 +68,8 @@ def pair(hops: Columns, returns: Columns) -> npt.NDArray[np.intp]:
 
 def durations(hops: Columns, returns: Columns, return_of: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
     """Of each hop the time from entry to return in ns, NAT where the return is not known."""
+    if not len(returns["time"]):
+        return np.broadcast_to(NAT, return_of.shape)
     duration = np.full(len(return_of), NAT)
     known = return_of >= 0
     duration[known] = (returns["time"][return_of[known]] - hops["time"][known]).astype(np.int64)

@@ -36,9 +36,9 @@ def transitions_frame(hops: HopColumns) -> pd.DataFrame:
     which, distinct = _number(pair, functions)
     count = len(distinct)
     found = quantiles(which, count, time)
-    waited = np.zeros((count, len(QUEUES)))
     rows = np.flatnonzero((hops.queue >= 0) & (which >= 0))
-    np.add.at(waited, (which[rows], hops.queue[rows]), time[rows])
+    place = which[rows] * len(QUEUES) + hops.queue[rows]
+    waited = np.bincount(place, weights=time[rows], minlength=count * len(QUEUES)).reshape(count, len(QUEUES))
     waits = 2 * waited.sum(axis=1) > found["total"]
     order = np.argsort(-found["total"], kind="stable")
     columns: dict[str, Any] = {name: timedeltas(values[order]) for name, values in found.items()}

@@ -32,6 +32,7 @@ from bpfpath_nb.kernel.catalogue import Queue, load
 from bpfpath_nb.schema import QUEUES
 
 Bools = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -70,61 +71,63 @@ def hop_waits(events: Events) -> npt.NDArray[np.int8]:
 def waits(hops: Takings) -> npt.NDArray[np.int8]:
     """As `hop_waits`, of hops in the order of their packets."""
     queue = np.full(len(hops.skb), -1, np.int8)
-    if len(queue):
-        for rule in load().queues:
-            gaps = _gaps(rule, hops)
-            queue[gaps[queue[gaps] < 0]] = QUEUES.index(rule.queue)
+    if not len(queue):
+        return queue
+    rules = load().queues
+    named = frozenset().union(*(rule.in_ | rule.out for rule in rules))
+    # Most hops are of functions that no rule names.
+    rows = np.flatnonzero(_are(hops.func, named)[hops.func.codes] | hops.read)
+    codes = hops.func.codes[rows]
+    for rule in rules:
+        is_out = _are(hops.func, rule.out)[codes]
+        if rule.reads:
+            is_out |= hops.read[rows]
+        gaps = _gaps(rule, hops, rows, _are(hops.func, rule.in_)[codes], is_out)
+        queue[gaps[queue[gaps] < 0]] = QUEUES.index(rule.queue)
     return queue
 
 
-def _gaps(rule: Queue, hops: Takings) -> npt.NDArray[np.intp]:
-    """Rows whose gap is waiting by this rule."""
-    is_out = _is_one(hops.func, rule.out)
-    out = np.flatnonzero(is_out | hops.read if rule.reads else is_out)
-    out = out[out > 0]
-    if rule.unless:
-        out = out[~_is_one(hops.func, rule.unless)[out - 1]]
+def _gaps(rule: Queue, hops: Takings, rows: Rows, is_put: Bools, is_out: Bools) -> Rows:
+    """Rows whose gap is waiting by this rule; of `rows` is told which put a packet in, and which take it out."""
+    out = rows[is_out]
     between = np.empty(0, np.intp)
     if rule.in_:
-        put, out = _pairs(np.flatnonzero(_is_one(hops.func, rule.in_)), out, hops)
+        put, out = _pairs(hops, rows, is_put, is_out)
         if rule.moved:
-            moved = _moved(put, out, hops)
+            moved = _moved(hops, put, out)
             put, out = put[moved], out[moved]
-        between = _between(put, out, hops)
+        between = _between(hops, put, out)
+    out = out[out > 0]
+    if rule.unless:
+        out = out[~_are(hops.func, rule.unless)[hops.func.codes[out - 1]]]
     last = out[hops.packet_of[out - 1] == hops.packet_of[out]] - 1
     return np.concatenate((last, between))
 
 
-def _moved(one: npt.NDArray[np.intp], other: npt.NDArray[np.intp], hops: Takings) -> Bools:
-    return np.asarray((hops.pid[one] != hops.pid[other]) | (hops.cpu[one] != hops.cpu[other]))
-
-
-def _between(put: npt.NDArray[np.intp], out: npt.NDArray[np.intp], hops: Takings) -> npt.NDArray[np.intp]:
-    """Rows from each `put` to its `out` after which the packet was seen in another context, or another copy was."""
-    count = out - 1 - put
-    rows = np.repeat(put - (np.cumsum(count) - count), count) + np.arange(count.sum())
-    found: npt.NDArray[np.intp] = rows[_moved(rows, rows + 1, hops) | (hops.skb[rows] != hops.skb[rows + 1])]
-    return found
-
-
-def _pairs(
-    put: npt.NDArray[np.intp], out: npt.NDArray[np.intp], hops: Takings
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _pairs(hops: Takings, rows: Rows, is_put: Bools, is_out: Bools) -> tuple[Rows, Rows]:
     """Each row that puts a packet in with the row that takes it out: the next of the same sk_buff."""
-    # A function may do both; taken out comes first.
-    rows = np.concatenate((out, put))
-    is_put = np.arange(len(rows)) >= len(out)
-    order = np.argsort(rows, kind="stable")
-    rows, is_put = rows[order], is_put[order]
+    either = is_put | is_out
+    rows, is_put, is_out = rows[either], is_put[either], is_out[either]
     packet, skb = hops.packet_of[rows], hops.skb[rows]
     if ((packet[1:] == packet[:-1]) & (skb[1:] != skb[:-1])).any():
         order = np.lexsort((skb, packet))
-        rows, is_put, packet, skb = rows[order], is_put[order], packet[order], skb[order]
-    pair = is_put[:-1] & ~is_put[1:] & (packet[1:] == packet[:-1]) & (skb[1:] == skb[:-1])
-    at = np.flatnonzero(pair)
+        rows, is_put, is_out, packet, skb = rows[order], is_put[order], is_out[order], packet[order], skb[order]
+    at = np.flatnonzero(is_put[:-1] & is_out[1:] & (packet[1:] == packet[:-1]) & (skb[1:] == skb[:-1]))
     return rows[at], rows[at + 1]
 
 
-def _is_one(func: names.Named, wanted: Iterable[str]) -> Bools:
-    of_name = np.array([name in wanted for name in func.names] + [False], bool)
-    return np.asarray(of_name[func.codes])
+def _moved(hops: Takings, one: Rows, other: Rows) -> Bools:
+    return np.asarray((hops.pid[one] != hops.pid[other]) | (hops.cpu[one] != hops.cpu[other]))
+
+
+def _between(hops: Takings, put: Rows, out: Rows) -> Rows:
+    """Rows from each `put` to its `out` after which the packet was seen in another context, or another copy was."""
+    count = out - 1 - put
+    rows = np.repeat(put - (np.cumsum(count) - count), count) + np.arange(count.sum())
+    found: Rows = rows[_moved(hops, rows, rows + 1) | (hops.skb[rows] != hops.skb[rows + 1])]
+    return found
+
+
+def _are(func: names.Named, wanted: Iterable[str]) -> Bools:
+    """Of each function whether it is one of these; at the end, of none."""
+    return np.array([name in wanted for name in func.names] + [False], bool)

@@ -16,69 +16,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
 from bpfpath_nb.analysis import names
-from bpfpath_nb.analysis.events import Columns, Events, Lost
+from bpfpath_nb.analysis.events import Events, Lost
 from bpfpath_nb.analysis.flows import flows
 from bpfpath_nb.analysis.hops import hop_flows
 from bpfpath_nb.analysis.losses import lost_between
 from bpfpath_nb.errors import RecordingError
 from bpfpath_nb.io.replace import replacing
-from bpfpath_nb.schema import (
-    EVENT,
-    EVENT_FLAGS,
-    FACTS,
-    FACTS_DTYPE,
-    HEADERS_BYTES,
-    SCHEMA_VERSION,
-    STACK_DEPTH,
-    STACKS,
-    STACKS_DTYPE,
-    TIME_LIMIT,
-)
-from bpfpath_nb.start import StartRecord, StartRecordError
-from bpfpath_nb.stream import checked_counters, checked_end, stacks_checked
+from bpfpath_nb.io.stored import DURATION, NUMBERS, SNAPSHOTS, STACK, TCP_STATE, checksum, open_events, reading
+from bpfpath_nb.schema import EVENT, FACTS_DTYPE, HEADERS_BYTES, SCHEMA_VERSION, STACK_DEPTH
+from bpfpath_nb.start import StartRecord
+from bpfpath_nb.stream import checked_counters, checked_end
 
 _KEY, _DIGEST_KEY = b"bpfpath_nb", b"bpfpath_nb.digest"
 
+GROUP = 1 << 20
+"""Hops in a row group, but for the rest of the last packet."""
+
 _NAMES: Final = ("func", "layer", "probe", "netns", "dev", "comm", "flow", "reason")
 """Columns of names, for other readers; `load` makes its own from the numbers."""
-
-_NUMBERS: Final = {
-    "packet": "packet", "netns": "netns_inum", "ifindex": "ifindex", "cpu": "cpu", "pid": "pid", "len": "len",
-    "mark": "mark", "skb": "skb", "func": "function", "reason": "reason_number", "location": "location", "seq": "seq",
-    "snapshot": "snapshot", "flags": "flags",
-}  # fmt: skip
-"""Column of schema.EVENT -> its name in the file. `time` is there too, as a timestamp."""
-
-_FACTS: Final = {
-    "parent": "parent",
-    "len": "packet_len",
-    "link": "link",
-    "vlan_tpid": "vlan_tpid",
-    "vlan_tci": "vlan_tci",
-}
-"""Column of schema.FACTS -> its name in the file; null but where a snapshot was taken, as is `headers`."""
-
-
-_STACK, _TCP_STATE = "stack", "tcp_state"
-"""Names of the columns that hold `frames` and `tcp_state` of schema.STACKS; null but where a packet was dropped."""
-
-_DURATION: Final = "duration"
-"""Of a hop the time until its function returned, in ns; null where that is not known."""
-
-_SINCE_2: Final = (_STACK, _TCP_STATE, _DURATION)
-"""Columns that files of version 1 lack."""
-
 
 # --- writing
 
@@ -89,9 +54,19 @@ def save(events: Events, path: Path) -> Path:
     metadata = json.dumps(_metadata(events), separators=(",", ":")).encode()
     table = table.replace_schema_metadata({_KEY: metadata, _DIGEST_KEY: _digest(metadata)})
     path = path.expanduser()
-    with replacing(path) as file:
-        pyarrow.parquet.write_table(table, file, **_layout(table))
+    with replacing(path) as file, pyarrow.parquet.ParquetWriter(file, table.schema, **_layout(table)) as writer:
+        for begin, end in _groups(events):
+            writer.write_table(table.slice(begin, end - begin), row_group_size=max(end - begin, 1))
     return path
+
+
+def _groups(events: Events) -> list[tuple[int, int]]:
+    """The rows of each row group: packets are not split between two, so that each can be analysed alone."""
+    ends = np.append(events.first[1:], len(events))
+    begins = np.unique(np.append(0, ends[np.searchsorted(ends, np.arange(GROUP, len(events), GROUP))])).tolist()
+    return [
+        (begin, end) for begin, end in zip(begins, [*begins[1:], len(events)], strict=True) if begin < end or not end
+    ]
 
 
 def _table(events: Events) -> Any:
@@ -111,15 +86,15 @@ def _table(events: Events) -> Any:
         codes = named[name].codes
         indices = pa.array(codes, mask=codes < 0)
         columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(named[name].names, pa.string()))
-    columns |= {to: pa.array(hops[name]) for name, to in _NUMBERS.items()}
+    columns |= {to: pa.array(hops[name]) for name, to in NUMBERS.items()}
     taken = _snapshot_rows(events)
-    for name, to in _FACTS.items():
+    for name, to in SNAPSHOTS.items():
         values = np.zeros(len(events), FACTS_DTYPE[name])
         values[taken] = events.facts[name]
         columns[to] = pa.array(values, mask=~_at(taken, len(events)))
     columns["headers"] = _headers_column(events, taken)
-    columns[_TCP_STATE], columns[_STACK] = _stack_columns(events)
-    columns[_DURATION] = pa.array(events.duration, mask=events.return_of < 0)
+    columns[TCP_STATE], columns[STACK] = _stack_columns(events)
+    columns[DURATION] = pa.array(events.duration, mask=events.return_of < 0)
     return pa.table(columns)
 
 
@@ -201,17 +176,14 @@ def _metadata(events: Events) -> dict[str, Any]:
         ],
         "locations": [(address, symbol, offset) for address, (symbol, offset) in events.locations.items()],
         "reads": sorted(events.reads),
-        # Of returns the file has the time only; what their numbers tell of losses is kept with it.
-        "lost": _lost(lost_between(events) if len(events.returns["time"]) else events.lost),
+        "lost": _lost(lost_between(events)),
         "rows": len(events),
         "checksums": _checksums(events),
     }
 
 
-def _lost(lost: Lost | None) -> dict[str, Any] | None:
-    """What a recording of some of a capture's packets knows of losses; the hops of all tell it themselves."""
-    if lost is None:
-        return None
+def _lost(lost: Lost) -> dict[str, Any]:
+    """When events were lost: the hops of all packets tell it, those of some, or of a part of the file, do not."""
     return {"begin": lost.begin.tolist(), "end": lost.end.tolist(), "events": lost.events}
 
 
@@ -225,11 +197,8 @@ def _read_lost(lost: dict[str, Any] | None) -> Lost | None:
 
 
 def _checksums(events: Events) -> dict[str, int]:
-    checksums = {name: zlib.crc32(np.ascontiguousarray(values).data) for name, values in events.hops.items()}
-    tables = {"facts": events.facts, "stacks": events.stacks, _DURATION: events.duration}
-    return checksums | {
-        name: zlib.crc32(np.ascontiguousarray(rows).view(np.uint8).data) for name, rows in tables.items()
-    }
+    tables = {**events.hops, "facts": events.facts, "stacks": events.stacks, DURATION: events.duration}
+    return {name: checksum(values) for name, values in tables.items()}
 
 
 def _digest(metadata: bytes) -> bytes:
@@ -240,57 +209,79 @@ def _digest(metadata: bytes) -> bytes:
 
 
 def load(path: Path) -> Events:
-    """Read a recording and check it.
+    """Open a recording; its columns are read, and checked, when they are first needed (`io.stored`).
 
     Raises
     ------
     RecordingError
-        The file is no recording, is damaged or cut short, or comes from a newer version.
+        The file is no recording, is damaged or cut short, or comes from a newer version; of a damaged column when
+        it is read.
     OSError
         There is no such file, or it may not be read.
     """
+    return _open(path)
+
+
+def open_part(path: Path, group: int) -> Events:
+    """The events of one row group of a recording, which has whole packets; errors as of `load`."""
+    events = _open(path, group)
+    # Older files do not say it, and the whole of them does.
+    return events if events.lost is not None else replace(events, lost=lost_between(_open(path)))
+
+
+def row_groups(path: Path) -> list[tuple[int, int]]:
+    """The first and the last packet of each row group of a recording that has hops; errors as of `load`."""
+    parquet, _ = _file(path)
+    with reading(path):
+        column = parquet.schema_arrow.names.index("packet")
+        groups = [parquet.metadata.row_group(at) for at in range(parquet.num_row_groups)]
+        found = [group.column(column).statistics for group in groups if group.num_rows]
+        return [(int(packet.min), int(packet.max)) for packet in found]
+
+
+def _open(path: Path, group: int | None = None) -> Events:
+    parquet, metadata = _file(path)
+    with reading(path):
+        if parquet.metadata.num_rows != metadata["rows"]:
+            raise ValueError("it has not the rows that were written")
+        beside = Events.build(
+            StartRecord.from_dict(metadata["start"]),
+            {column.name: np.empty(0, column.dtype) for column in EVENT},
+            np.empty(0, FACTS_DTYPE),
+            processes=metadata["processes"],
+            devices=metadata["devices"],
+            locations=metadata["locations"],
+            reads=np.array(metadata["reads"], np.uint32).tolist(),
+            counters=checked_counters(metadata["counters"]),
+            end=checked_end(metadata["end"]),
+            lost=_read_lost(metadata.get("lost")),
+        )
+        checksums = {name: int(value) for name, value in metadata["checksums"].items()}
+        missing = {*(column.name for column in EVENT), "facts"} - set(checksums)
+        if missing:
+            raise ValueError(f"no checksum of {', '.join(sorted(missing))}")
+        return open_events(path, parquet, beside, {} if group is not None else checksums, group)
+
+
+def _file(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The file, open, and its metadata, checked."""
     path = path.expanduser()
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             raise RecordingError(f"{path} is no recording: it is no Parquet file. {_HOW}")
-    try:
+    with reading(path):
         parquet = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         raw = parquet.schema_arrow.metadata or {}
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if _KEY not in raw:
-        raise RecordingError(f"{path} is a Parquet file, but no recording of bpfpath_nb. {_HOW}")
-    try:
+        if _KEY not in raw:
+            raise RecordingError(f"{path} is a Parquet file, but no recording of bpfpath_nb. {_HOW}")
         metadata = json.loads(raw[_KEY])
         _check_version(path, metadata)
         if raw.get(_DIGEST_KEY) != _digest(raw[_KEY]):
             raise ValueError("its metadata is not what was written")
-        return _read(parquet, metadata)
-    except StartRecordError as error:
-        raise RecordingError(f"{path} cannot be read: {error}.") from None
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise _damaged(path, error) from error
+    return parquet, metadata
 
 
 _HOW = "Recordings are written by `save` of a Capture or a Recording; check the path."
-
-
-def _damaged(path: Path, error: Exception) -> RecordingError:
-    detail = " ".join(str(error).split())[:200]
-    return RecordingError(
-        f"{path} is damaged or cut short ({detail}). Copy it again from where it was saved, or capture again; nothing "
-        "of it was used."
-    )
 
 
 def _check_version(path: Path, metadata: Any) -> None:
@@ -302,101 +293,3 @@ def _check_version(path: Path, metadata: Any) -> None:
             f"{path} has version {version} of the format, and this bpfpath_nb reads up to {SCHEMA_VERSION}. "
             "Upgrade with `pip install -U bpfpath_nb` and load it again."
         )
-
-
-def _read(parquet: Any, metadata: dict[str, Any]) -> Events:
-    start = StartRecord.from_dict(metadata["start"])
-    if parquet.metadata.num_rows != metadata["rows"]:
-        raise ValueError("it has not the rows that were written")
-    more = [name for name in _SINCE_2 if name in parquet.schema_arrow.names]
-    table = parquet.read(["time", *_NUMBERS.values(), *_FACTS.values(), "headers", *more])
-    table.validate(full=True)
-    hops: Columns = {}
-    for column in EVENT:
-        if column.name == "time":
-            hops["time"] = _numbers(table["time"].cast(pa.int64()), np.dtype("int64")) - (
-                start.realtime - start.monotonic
-            )
-            if len(table) and not 0 <= int(hops["time"].min()) <= int(hops["time"].max()) < TIME_LIMIT:
-                raise ValueError("a time that no clock shows")
-            hops["time"] = hops["time"].astype(np.uint64)
-        else:
-            hops[column.name] = _numbers(table[_NUMBERS[column.name]], np.dtype(column.dtype))
-    if len(table) and int(hops["func"].max()) >= len(start.functions):
-        raise ValueError("a hop of a function that its start record does not have")
-    events = Events.build(
-        start,
-        _with_returns(table, hops) if _DURATION in more else hops,
-        _read_facts(table, hops),
-        stacks=_read_stacks(table, hops) if _STACK in more else None,
-        processes=metadata["processes"],
-        devices=metadata["devices"],
-        locations=metadata["locations"],
-        reads=np.array(metadata["reads"], np.uint32).tolist(),
-        counters=checked_counters(metadata["counters"]),
-        end=checked_end(metadata["end"]),
-        lost=_read_lost(metadata.get("lost")),
-    )
-    checksums, written = _checksums(events), metadata["checksums"]
-    if any(written.get(name) != value and (name in written or name in hops) for name, value in checksums.items()):
-        raise ValueError("its columns are not what was written")
-    return events
-
-
-def _numbers(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    if column.null_count or column.type != pa.from_numpy_dtype(dtype):
-        raise ValueError("a column of numbers with another type, or with gaps")
-    return np.asarray(column.to_numpy())
-
-
-def _read_facts(table: Any, hops: Columns) -> npt.NDArray[np.void]:
-    headers = table["headers"].cast(pa.large_binary()).combine_chunks()
-    taken = np.flatnonzero(headers.is_valid().to_numpy(zero_copy_only=False))
-    facts = np.zeros(len(taken), FACTS_DTYPE)
-    present = headers.drop_null()
-    lengths = pd.Series(pa.compute.binary_length(present).to_numpy(zero_copy_only=False)).to_numpy()
-    if len(taken) and int(lengths.max()) > HEADERS_BYTES:
-        raise ValueError("a snapshot longer than there is room for")
-    facts["caplen"] = lengths
-    room = np.zeros((len(taken), HEADERS_BYTES), np.uint8)
-    room[np.arange(HEADERS_BYTES) < lengths[:, None]] = np.frombuffer(b"".join(present.to_pylist()), np.uint8)
-    facts["headers"] = room
-    for name in ("packet", "snapshot"):
-        facts[name] = hops[name][taken]
-    for name, column in _FACTS.items():
-        values = table[column].take(pa.array(taken))
-        facts[name] = _numbers(values, FACTS_DTYPE[name])
-    return facts
-
-
-def _with_returns(table: Any, hops: Columns) -> Columns:
-    """Hops and the returns of their functions, as events."""
-    duration = table[_DURATION].combine_chunks()
-    rows = np.flatnonzero(duration.is_valid().to_numpy(zero_copy_only=False))
-    if not len(rows):
-        return hops
-    lasted = _numbers(duration.drop_null(), np.dtype(np.int64))
-    if not 0 <= int(lasted.min()) <= int(lasted.max()) < TIME_LIMIT:
-        raise ValueError("a duration that no clock shows")
-    returns = {name: values[rows] for name, values in hops.items()}
-    returns["time"] = returns["time"] + lasted.astype(np.uint64)
-    returns["flags"] = np.full(len(rows), EVENT_FLAGS["return"], np.uint16)
-    return {name: np.concatenate((hops[name], returns[name])) for name in hops}
-
-
-def _read_stacks(table: Any, hops: Columns) -> npt.NDArray[np.void]:
-    frames = table[_STACK].combine_chunks()
-    if frames.type != pa.binary(8 * STACK_DEPTH):
-        raise ValueError("stacks of another length")
-    rows = np.flatnonzero(frames.is_valid().to_numpy(zero_copy_only=False))
-    stacks = np.zeros(len(rows), STACKS_DTYPE)
-    data = b"".join(frames.drop_null().to_pylist())
-    stacks["frames"] = np.frombuffer(data, "<u8").reshape(len(rows), STACK_DEPTH)
-    stacks["tcp_state"] = _numbers(table[_TCP_STATE].take(pa.array(rows)), STACKS_DTYPE["tcp_state"])
-    for name in ("time", "packet"):
-        stacks[name] = hops[name][rows]
-    return stacks_checked(stacks)
-
-
-assert {column.name for column in STACKS} == {"time", "packet", _TCP_STATE, "frames"}
-assert {column.name for column in FACTS} == {*_FACTS, "packet", "snapshot", "caplen", "headers", "time", "kind"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import stat
 
 import numpy as np
@@ -89,6 +90,28 @@ def test_anything_that_can_be_recorded_survives(tmp_path_factory, hops, snapshot
     np.testing.assert_array_equal(loaded.events.facts, recording.events.facts)
 
 
+def test_only_the_columns_that_are_needed_are_read(tmp_path):
+    recording = Recording.load(capture(200).recording().save(tmp_path / "x.parquet"))
+    assert len(recording) > 2000
+    _ = recording.functions
+    hops = recording.events.hops
+    assert set(dict.keys(hops)) == {"packet", "time", "func"}
+    assert "facts" not in recording.events.__dict__
+    with pytest.raises(KeyError):
+        _ = hops["nothing"]
+
+
+def test_no_packet_lies_in_two_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("bpfpath_nb.io.parquet.GROUP", 300)
+    recording = capture(100).recording()
+    path = recording.save(tmp_path / "x.parquet")
+    file = pq.ParquetFile(path)
+    groups = [set(file.read_row_group(at, ["packet"])["packet"].to_pylist()) for at in range(file.num_row_groups)]
+    assert len(groups) == -(-len(recording) // 300)
+    assert sum(len(packets) for packets in groups) == 100
+    assert_same(Recording.load(path), recording)
+
+
 def test_other_readers_see_names_and_times(tmp_path):
     recording = capture(30).recording()
     frame = pd.read_parquet(recording.save(tmp_path / "x.parquet"))
@@ -146,7 +169,14 @@ def saved(whole, tmp_path_factory) -> bytes:
 def refused(data: bytes, path, match: str) -> None:
     path.write_bytes(data)
     with pytest.raises(RecordingError, match=match):
-        Recording.load(path)
+        load_all(path)
+
+
+def load_all(path) -> Recording:
+    """A recording with all its columns read; they are checked when they are."""
+    recording = Recording.load(path)
+    assert pickle.loads(pickle.dumps(recording.events)).start == recording.start
+    return recording
 
 
 @pytest.mark.parametrize("data", [b"", b"P", b"\x7fELF" + bytes(100), b"packet,hop\n1,0\n"])
@@ -234,7 +264,7 @@ def test_a_damaged_file_is_never_a_wrong_recording(whole, saved, tmp_path_factor
     path = tmp_path_factory.mktemp("damaged") / "x"
     path.write_bytes(data)
     try:
-        loaded = Recording.load(path)
+        loaded = load_all(path)
     except RecordingError as error:
         assert str(path) in str(error)  # noqa: PT017 - either it loads or this is raised, both are right
         return
@@ -251,7 +281,7 @@ def test_a_damaged_footer_is_never_a_wrong_recording(whole, saved, tmp_path_fact
     path = tmp_path_factory.mktemp("footer") / "x"
     path.write_bytes(data)
     try:
-        loaded = Recording.load(path)
+        loaded = load_all(path)
     except RecordingError:
         return
     assert_same(loaded, whole)
