@@ -54,6 +54,28 @@ class Exports:
 
         return save(self.recording.events, Path(path))
 
+    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write one page of HTML with all that the recording shows: summary, diagnosis, pictures, tables.
+
+        The file needs nothing else: no script runs in it, nothing is fetched, and it prints well. An existing one is
+        replaced, in one step.
+
+        Parameters
+        ----------
+        path : path
+            Where to write it.
+        title : str, optional
+            Its heading; by default the filter and the host.
+
+        Returns
+        -------
+        Path
+            Where it is.
+        """
+        from bpfpath_nb.html.report import write_report
+
+        return write_report(self.recording, Path(path), title)
+
     def to_pcapng(self, path: str | os.PathLike[str]) -> Path:
         """Write the packets to a pcapng file, for Wireshark and tshark.
 

@@ -80,7 +80,7 @@ def drops(
     else:
         said = _counts(ax, colours, row, group, order[:most], len(shown))
     ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_yticks(np.arange(len(shown)), [style.plain(kinds[at], 64) for at in shown])
+    ax.set_yticks(np.arange(len(shown)), [style.label(ax, kinds[at]) for at in shown])
     ax.tick_params(axis="y", length=0)
     entries: list[tuple[Artist, str]] = [
         (Patch(facecolor=style.GROUP_COLOURS[at]), f"in {style.plain(names[which], 30)}")

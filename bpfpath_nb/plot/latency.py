@@ -275,7 +275,7 @@ def _boxes(ax: Axes, theme: style.Theme, groups: _Groups, shown: int, of: Of) ->
             own, np.full(len(own), at), s=18, color=colours[at], edgecolors=theme.paper, linewidths=0.5, zorder=3
         )
     ax.set_ylim(shown - 0.4, -0.6)
-    ax.set_yticks(row, [style.plain(name, 64) for name in groups.names[:shown]])
+    ax.set_yticks(row, [style.label(ax, name) for name in groups.names[:shown]])
     ax.tick_params(axis="y", length=0, labelsize=style.TEXT if shown <= 30 else style.SMALL)
     style.log_time(ax, theme, _SAYS[of], float(low.min()), float(most.max()))
     share = groups.total / max(float(groups.total.sum()), 1.0) * 100

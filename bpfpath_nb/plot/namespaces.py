@@ -56,7 +56,7 @@ def namespaces(recording: RecordingViews, *, ax: Axes | None = None, theme: styl
                 _part(ax, colours, name, width, left, longest, bool(waiting))
             left += width
     ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_yticks(np.arange(len(shown)), [style.plain(name) for name in shown.index])
+    ax.set_yticks(np.arange(len(shown)), [style.label(ax, name, 32) for name in shown.index])
     ax.tick_params(axis="y", length=0)
     for at, (end, row) in enumerate(zip(left, shown.itertuples(), strict=True)):
         packets: Any = row.packets

@@ -63,7 +63,7 @@ def draw(recording: Recording, wanted: Iterable[int] | None, ax: Axes | None, th
     entries = _bars(ax, colours, recording, rows, limit)
     _ends(ax, colours, rows, limit)
     ax.set_ylim(len(rows.names) - 0.4, -0.6)
-    ax.set_yticks(np.arange(len(rows.names)), [style.plain(name) for name in rows.names])
+    ax.set_yticks(np.arange(len(rows.names)), [style.label(ax, name, 48) for name in rows.names])
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, limit)
     style.seconds_axis(ax, colours, "time since each packet's first hop", limit)

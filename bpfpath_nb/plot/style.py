@@ -17,13 +17,16 @@ formula, and fail where it is none, so every such text passes `plain`.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colors, rcParams
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -106,11 +109,8 @@ def begin(ax: Axes | None, theme: ThemeName | None, height: float, width: float 
         if theme is not None:
             ax.set_facecolor(chosen.paper)
     else:
-        from matplotlib import pyplot as plt
-
         chosen = _theme(theme, rcParams["figure.facecolor"])
-        figure = plt.figure(figsize=(width, height), layout="constrained", facecolor=chosen.paper)
-        ax = figure.add_subplot(facecolor=chosen.paper)
+        ax = _new_figure(width, height, chosen).add_subplot(facecolor=chosen.paper)
     for side, spine in ax.spines.items():
         spine.set_color(chosen.soft)
         spine.set_linewidth(0.8)
@@ -118,6 +118,28 @@ def begin(ax: Axes | None, theme: ThemeName | None, height: float, width: float 
     ax.tick_params(colors=chosen.ink, labelsize=TEXT, which="both", width=0.8)
     ax.set_axisbelow(True)
     return ax, chosen
+
+
+_unseen: ContextVar[bool] = ContextVar("unseen", default=False)
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Figures made in here are not pyplot's: no notebook shows them, and any thread may make them."""
+    token = _unseen.set(True)
+    try:
+        yield
+    finally:
+        _unseen.reset(token)
+
+
+def _new_figure(width: float, height: float, theme: Theme) -> Figure:
+    options: dict[str, Any] = {"figsize": (width, height), "layout": "constrained", "facecolor": theme.paper}
+    if _unseen.get():
+        return Figure(**options)
+    from matplotlib import pyplot as plt
+
+    return plt.figure(**options)
 
 
 def _theme(name: ThemeName | None, background: Any) -> Theme:
@@ -152,6 +174,16 @@ def text_width(ax: Axes, text: str, size: float = SMALL) -> float:
     """About how much of the axes' width a text takes; the layout, and with it the true width, comes only later."""
     width = ax.get_figure(root=True).get_figwidth() * ax.get_position().width  # type: ignore[union-attr]
     return (len(text) * size * 0.58 / 72 + 0.1) / width
+
+
+def label(ax: Axes, value: object, most: int = 64) -> str:
+    """A text beside the axes: cut in its middle where it would take more than half of the picture's width."""
+    width = ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+    most = min(most, int(width * 0.5 / (TEXT * 0.58 / 72)))
+    shown = printable(str(value), 400)
+    if len(shown) > most:
+        shown = f"{shown[: most // 2]}…{shown[-((most - 1) // 2) :]}"
+    return plain(shown)
 
 
 def title(ax: Axes, theme: Theme, first: str, second: str = "", rows: int = 0) -> None:

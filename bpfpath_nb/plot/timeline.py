@@ -185,7 +185,10 @@ def _rows(way: _Way, detail: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray
 def _lanes(ax: Axes, theme: style.Theme, way: _Way, tops: npt.NDArray[np.float64]) -> None:
     for at in range(0, len(way.lanes), 2):
         ax.axhspan(tops[at], tops[at + 1], color=theme.band, linewidth=0, zorder=0)
-    ax.set_yticks((tops[1:] + tops[:-1]) / 2, ["\n".join(map(style.plain, lane.split("\0"))) for lane in way.lanes])
+    ax.set_yticks(
+        (tops[1:] + tops[:-1]) / 2,
+        ["\n".join(style.label(ax, part, 32) for part in lane.split("\0")) for lane in way.lanes],
+    )
     ax.tick_params(axis="y", length=0)
     for label in ax.get_yticklabels():
         label.set_fontsize(style.TEXT)
