@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from streams import capture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import FUNCTIONS, capture
+from streams import Capture as Made
 
 from bpfpath_nb import Recording, sample, schema
 from bpfpath_nb.analysis import names
@@ -22,6 +25,7 @@ from bpfpath_nb.analysis.symptoms import KINDS
 from bpfpath_nb.diagnosis import Diagnosis
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.lab.cases import CASES
+from bpfpath_nb.schema import EVENT_DTYPE
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 
@@ -274,6 +278,32 @@ def test_how_a_namespace_is_entered(netns: str, start: str) -> None:
 
     assert prefix.startswith(start)
     assert bool(prefix) == bool(start)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_anything_that_was_recorded_can_be_diagnosed(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    events = np.zeros(random.integers(0, 40), EVENT_DTYPE)
+    for name in ("skb", "location", "packet", "netns", "ifindex", "reason", "snapshot", "flags"):
+        events[name] = random.integers(0, random.choice([2, 4, 16]), len(events))
+    events["func"] = random.integers(0, len(FUNCTIONS), len(events))
+    events["time"] = random.integers(0, 10**9, len(events))
+    facts = np.zeros(random.integers(0, 20), schema.FACTS_DTYPE)
+    facts["headers"] = random.integers(0, 256, facts["headers"].shape)
+    facts["headers"][:, 12:14] = random.choice([[8, 0], [8, 6], [0x86, 0xDD]], len(facts))
+    facts["headers"][:, 14] = random.choice([0x45, 0x60, 0], len(facts))
+    facts["headers"][:, 23] = random.choice([1, 6, 17], len(facts))
+    for name, most in (("packet", 4), ("snapshot", 2), ("parent", 2), ("link", 3), ("caplen", 129)):
+        facts[name] = random.integers(0, most, len(facts))
+    recording = Made(events, facts, np.empty(0), {"events_lost": int(random.integers(0, 2))}).recording()
+
+    diagnosis = recording.diagnose()
+
+    assert repr(diagnosis)
+    assert diagnosis._repr_html_()
+    for finding in range(len(diagnosis)):
+        assert len(diagnosis.evidence(finding)) > 0
 
 
 def test_a_page_stays_small() -> None:
