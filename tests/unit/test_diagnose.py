@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,15 @@ EVIDENCE = {
     "bridge-blocked": ("cases-6.18", "bridge_port_blocked"),
     "bridge-no-target": ("cases-6.18", "bridge_no_target"),
     "bridge-source": ("cases-6.18", "bridge_invalid_source"),
+    "bridge-handed-in": ("unreasoned", "bridge_port_blocked"),
+    "vxlan": ("unreasoned", "vxlan_bad_header"),
+    "forward-silent": ("unreasoned", "ttl_exceeded"),
+    "ip-silent": ("unreasoned", "ip_checksum"),
+    "transmit-silent": ("unreasoned", "tc_egress_drop"),
+    "receive-silent": ("unreasoned", "tc_ingress_drop"),
+    "udp-silent": ("unreasoned", "udp_checksum"),
+    "udp-queue-silent": ("unreasoned", "socket_filter"),
+    "source-silent": ("unreasoned", "rp_filter"),
     "vxlan-network": ("cases-6.18", "vxlan_unknown_network"),
     "vxlan-header": ("cases-6.18", "vxlan_bad_header"),
     "tun-full": ("cases-6.18", "tun_full"),
@@ -89,7 +99,7 @@ EVIDENCE = {
     "tcp-after-close": ("cases-6.18", "tcp_abort_on_data"),
     "tcp-purged": ("cases-6.18", "tcp_syn_unanswered"),
     "tcp-min-ttl": ("cases-6.18", "tcp_min_ttl"),
-    "tcp-reset-half-open": ("cases-6.18", "tcp_reset_half_open"),
+    "tcp-silent": ("cases-6.18", "tcp_reset_half_open"),
     "multicast-unwanted": ("cases-6.18", "multicast_unwanted"),
     "not-said": ("cases-6.18", "tun_full"),
     "other-reason": ("cases-6.18", "ndisc_hop_limit"),
@@ -122,8 +132,16 @@ EVIDENCE = {
 def diagnosed(name: str) -> tuple[Diagnosis, dict[str, list[int]]]:
     if name == "dns":
         return sample("dns").diagnose(), {"": [0, 2**63 - 1]}
+    if name == "unreasoned":
+        return without_reasons(diagnosed("cases-6.18")[0].recording).diagnose(), diagnosed("cases-6.18")[1]
     windows = json.loads((RECORDINGS / f"{name}.json").read_text())
     return Recording.load(RECORDINGS / f"{name}.parquet").diagnose(), windows
+
+
+def without_reasons(recording: Recording) -> Recording:
+    """The same as a kernel before 5.17 would have told it."""
+    hops = recording.events.hops | {"reason": np.zeros(len(recording), np.uint32)}
+    return Recording(replace(recording.events, hops=hops))
 
 
 @cache
@@ -165,6 +183,20 @@ def test_every_drop_of_a_case_is_explained_by_its_own_rule() -> None:
     general = diagnosis.findings[diagnosis.findings["rule"].isin(["not-said", "other-reason"])]
 
     assert set(general["func"]) == {"tun_queue_purge", "icmpv6_rcv"}
+
+
+def test_kernels_without_reasons_are_explained_by_function() -> None:
+    findings = diagnosed("unreasoned")[0].findings
+    explained = {case: set(rules_) for case, rules_ in found("unreasoned").items()}
+
+    assert findings["reason"].isna().all()
+    expected = {
+        "nft_forward": "netfilter-forward", "nft_input": "netfilter-input", "udp_no_socket": "udp-silent",
+        "neighbour_failed": "neighbour-failed", "no_route": "route-refuses", "rp_filter": "source-silent",
+        "fragment_missing": "fragment-timeout", "qdisc_full": "transmit-silent",
+        "tcp_out_of_window": "tcp-silent",
+    }  # fmt: skip
+    assert {case for case, rule in expected.items() if rule not in explained[case]} == set()
 
 
 @pytest.mark.parametrize(
