@@ -36,7 +36,7 @@ GUEST = os.environ.get(VARIABLE, "")
 REPORTS = 3  # file descriptor
 SIDE_BY_SIDE = 2
 """Machines at a time. Most of what one does, one processor does; two keep two busy."""
-SILENCE = 900.0
+SILENCE = 1800.0
 """Seconds after which a guest that reports nothing is ended."""
 
 
