@@ -27,7 +27,7 @@ class Broken:
         self.refused: list[dict[str, str]] = []
         self.devices: list[Any] = []
         self.counted: list[int] = []
-        self.counters = SimpleNamespace(arm=lambda state: None, read=lambda programs: {}, state=lambda: {"tagged": 0})
+        self.counters = SimpleNamespace(arm=lambda state: None, read=lambda *_, **__: {}, state=lambda: {"tagged": 0})
         self.events = SimpleNamespace(take=lambda: np.empty(0, EVENT_DTYPE))
         self.facts = SimpleNamespace(take=lambda: np.empty(0, FACTS_DTYPE))
         self.deliveries = SimpleNamespace(look=list)
