@@ -406,15 +406,15 @@ static __always_inline u32 parent_of(const struct header *header, u64 flow, u16 
  * its way. */
 BPF_TABLE("lru_hash", u64, u64, refused, 4096);
 
-/* Ask the filter; a packet that it takes gets its number. */
+/* A packet that the filter takes gets its number. */
 static __always_inline struct path *enter(struct state *state, const struct sk_buff_copy *copy,
-					  struct packet *packet, struct place *place, u64 now, int taken)
+					  struct place *place, u64 now, int taken)
 {
 	struct path path = {};
 	u64 head = MEMBER(copy, u64, sk_buff__head);
 	int error;
 
-	if (!taken && (!namespace_wanted(place) || !interface_wanted(place) || !filter_match(packet)))
+	if (!taken && (!namespace_wanted(place) || !interface_wanted(place)))
 		return 0;
 	if (state->untracked) {
 		u64 *when = refused.lookup(&head);
@@ -468,9 +468,9 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct packet packet;
 	struct place place;
 	struct path *path;
-	u64 now, flow, head, task;
+	u64 now, head, task, flow = 0;
 	u64 *former = 0;
-	u32 pid, translated, entry, mark = 0;
+	u32 pid, translated, entry, asked, mark = 0;
 	u16 flags = 0;
 	struct header header = {};
 	int opened = 0;
@@ -503,14 +503,20 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path_remove(state, head);
 		path = 0;
 	}
-	place_of(&place, &copy);
-	flow = flow_of(&copy, &header);
-	if (!path && former)
+	if (!path && former) {
+		flow = flow_of(&copy, &header);
 		path = carry_on(state, *former, skb, head, flow, now);
-	if (!path) {
-		if (!entry || packet_from_skb(&packet, &copy, tc))
-			return 0;
-		path = enter(state, &copy, &packet, &place, now, mark == MARK_TAKEN);
+	}
+	/* Most packets are nobody's: the filter is asked before anything else is looked at. */
+	asked = !path;
+	if (asked &&
+	    (!entry || packet_from_skb(&packet, &copy, tc) || (mark != MARK_TAKEN && !filter_match(&packet))))
+		return 0;
+	if (!header.addresses)
+		flow = flow_of(&copy, &header);
+	place_of(&place, &copy);
+	if (asked) {
+		path = enter(state, &copy, &place, now, mark == MARK_TAKEN);
 		if (!path || path->ignored)
 			return 0;
 		path->flow = flow;
