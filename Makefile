@@ -24,7 +24,7 @@ DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-t
 DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static kmod file xz-utils squashfs-tools debian-archive-keyring
 KERNELS := 5.10 6.1 6.12 sid
 
-.PHONY: help demo test test-kernels bench lint clean debian-demo debian-test debian-kernels
+.PHONY: help demo test test-kernels bench bench-kernels soak lint clean debian-demo debian-test debian-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -42,6 +42,12 @@ test-kernels: debian-kernels .venv/installed ## the same on stock kernels, each 
 bench: debian-demo .venv/installed ## events/s drained, time until armed, cost per hop; frames of ten million hops
 	@$(AS_ROOT) $(PY) benchmarks/run.py
 	@$(PY) benchmarks/frames.py
+
+bench-kernels: debian-kernels .venv/installed ## what tracing costs on a stock kernel, beside pwru, in an emulated machine
+	@$(AS_ROOT) $(PY) benchmarks/kernels.py
+
+soak: debian-test .venv/installed ## ten minutes of traffic, with interfaces, namespaces and captures coming and going
+	@$(AS_ROOT) BPFPATH_SOAK=600 $(PY) -m pytest -s tests/live/test_soak.py
 
 lint: debian-test .venv/installed ## format, lints and types
 	$(PY) -m ruff check .

@@ -1,0 +1,224 @@
+"""What tracing costs on a stock kernel, beside Debian's pwru: one run in one emulated machine.
+
+    make bench-kernels
+
+One process sends UDP datagrams to itself over loopback. Time per datagram is the lower quartile of the means over short
+runs of them, so that what else the host does matters little; before and after each tool the same is measured without
+one. Emulated code is slow, so that figures are to be compared with each other only.
+
+For each tool and set of functions: what traffic pays that the filter does not take, what it pays that the filter
+takes, how many events arrived and were lost, and how long attaching took. `functions` of pwru are chosen by a regular
+expression, so that both trace the same ones. Then what other traffic, and traffic that is followed, pays by number of
+probes.
+
+On the host this fetches pwru (the package of the suite, unpacked, not installed) and starts the machine with itself
+in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PORT, OTHER = 7999, 9
+WARM, RUNS, OF = 200, 40, 20
+"""Datagrams before measuring, runs that are measured, and datagrams in each."""
+NUMBERS = (10, 50, 100, 400)
+SUITE = "trixie"
+
+
+@dataclass
+class Row:
+    """One tool with one set of functions."""
+
+    tool: str
+    functions: int
+    attach: float
+    none: float
+    other: float
+    matching: float
+    delivered: int
+    lost: str
+
+    def line(self) -> str:
+        """As a row of a Markdown table; times per datagram are what the tool adds."""
+        return (
+            f"| {self.tool} | {self.functions} | {self.attach:.1f} s | {self.other - self.none:+.0f} us "
+            f"| {self.matching - self.none:+.0f} us | {self.delivered} | {self.lost} |"
+        )
+
+
+HEAD = (
+    "| tool | functions | to attach | other traffic | matching traffic | events delivered | lost |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+class Load:
+    """A socket that sends to itself."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.socket(type=socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", port))
+        self._to = ("127.0.0.1", port)
+        self.sent = 0
+
+    def per_datagram(self) -> float:
+        """Microseconds for each, the lower quartile."""
+        self._send(WARM)
+        means = []
+        for _ in range(RUNS):
+            begin = time.perf_counter()
+            self._send(OF)
+            means.append((time.perf_counter() - begin) / OF * 1e6)
+        return statistics.quantiles(means, n=4)[0]
+
+    def _send(self, count: int) -> None:
+        self.sent += count
+        for _ in range(count):
+            self._socket.sendto(b"x" * 32, self._to)
+            self._socket.recv(99)
+
+
+def ours(functions: str | list[str], plain: Load, watched: Load) -> Row:
+    """bpfpath_nb, first with a filter that nothing matches."""
+    from bpfpath_nb import Capture
+
+    begin = time.perf_counter()
+    with Capture(f"udp port {OTHER}", functions=functions, timeout=1800) as cap:
+        attach = time.perf_counter() - begin
+        other = plain.per_datagram()
+    with Capture(f"udp port {PORT}", functions=functions, timeout=1800, events_ring=1 << 26) as cap:
+        matching = watched.per_datagram()
+    record = cap.recording.start
+    probes = [function for function in record.functions if function.probe == "kprobe"]
+    print(record.ladder, cap.quality.to_dict(), record.raw["timing"], file=sys.stderr, flush=True)
+    lost = cap.quality["events_lost"] + cap.quality["events_over"]
+    return Row("bpfpath_nb", len(probes), attach, 0.0, other, matching, len(cap.recording), str(lost))
+
+
+@contextmanager
+def pwru(program: str, names: list[str], port: int) -> Iterator[tuple[float, Path]]:
+    """Run pwru; seconds until it listens, and the file that it prints to."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, said = Path(folder, "out"), Path(folder, "said")
+        only = ["--filter-func", f"^({'|'.join(names)})$"] if names else []
+        with out.open("wb") as stdout, said.open("wb") as stderr:
+            begin = time.perf_counter()
+            process = subprocess.Popen([program, *only, f"udp port {port}"], stdout=stdout, stderr=stderr)
+            try:
+                while "istening" not in said.read_text():
+                    if process.poll() is not None or time.perf_counter() - begin > 600:
+                        raise RuntimeError(f"pwru does not start: {said.read_text()[-500:]}")
+                    time.sleep(0.05)
+                yield time.perf_counter() - begin, out
+            finally:
+                process.send_signal(signal.SIGINT)
+                process.wait(300)
+            print(said.read_text(), file=sys.stderr, flush=True)
+
+
+def theirs(program: str, names: list[str], plain: Load, watched: Load) -> Row:
+    """pwru, the same way."""
+    with pwru(program, names, OTHER) as (attach, _):
+        other = plain.per_datagram()
+    before = watched.sent
+    with pwru(program, names, PORT) as (_, out):
+        matching = watched.per_datagram()
+        datagrams = watched.sent - before
+        time.sleep(3)  # as in life: who looks at a terminal does not wait longer
+        lines = [line for line in out.read_text(errors="replace").splitlines() if f":{PORT}" in line or "0x" in line]
+    per_datagram = _functions_per_datagram(lines)
+    missing = max(0, datagrams * per_datagram - len(lines))
+    lost = f"{missing} not printed 3 s later"
+    return Row("pwru", len(names), attach, 0.0, other, matching, len(lines), lost)
+
+
+def _functions_per_datagram(lines: list[str]) -> int:
+    """How many functions a datagram passes, by the first ones that were printed whole."""
+    starts = [at for at, line in enumerate(lines) if re.search(r"\b(ip_send_skb|__ip_local_out)\b", line)]
+    gaps = [b - a for a, b in pairwise(starts)]
+    return max(gaps, key=gaps.count) if gaps else 0
+
+
+def inside(program: str, result: Path) -> None:
+    """In the machine: measure everything, write the rows as JSON."""
+    from bpfpath_nb import tracers
+    from bpfpath_nb.kernel import Kernel
+
+    plain, watched = Load(PORT + 1), Load(PORT)
+    available = Kernel.running()
+    every = sorted(name for name, register in available.functions.items() if register <= 4)
+    default = [name for name, function in available.catalogue.functions.items() if function.default and name in every]
+    rows: list[Row] = []
+
+    def measure(row: Row, before: float) -> None:
+        row.none = min(before, plain.per_datagram())
+        rows.append(row)
+        result.write_text(json.dumps([asdict(row) for row in rows]))
+        print(HEAD if len(rows) == 1 else "", row.line(), f"(without any {row.none:.0f} us)", sep="\n", flush=True)
+
+    for functions, names in (("default", default), ("all", [])):
+        measure(ours(functions, plain, watched), plain.per_datagram())
+        tracers.close_idle()
+        measure(theirs(program, names, plain, watched), plain.per_datagram())
+    on_the_way = [name for name in default if name.startswith(("ip_", "__ip", "udp_", "__udp", "sk_", "skb_", "sock_"))]
+    for number in NUMBERS:
+        names = [*on_the_way, *(name for name in every if name not in on_the_way)][:number]
+        measure(ours(names, plain, watched), plain.per_datagram())
+    tracers.close_idle()
+
+
+def fetch(folder: Path) -> Path:
+    """pwru's program out of Debian's package, once."""
+    from bpfpath_nb.lab import kernels
+
+    program = folder / "usr/bin/pwru"
+    if not program.exists():
+        apt = kernels._Apt(folder / "apt", kernels.sources_list([SUITE], kernels._system_sources()))
+        apt.run("update")
+        apt.run("download", "pwru", cwd=folder)
+        (package,) = folder.glob("pwru_*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
+        shutil.rmtree(folder / "apt")
+    return program
+
+
+def main() -> None:
+    """Start the machine, or measure where this is it."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("--kernel", default="6.12")
+    arguments.add_argument("--pwru", help="the program, where Debian's package is not to be fetched")
+    arguments.add_argument("--inside", help=argparse.SUPPRESS)
+    chosen = arguments.parse_args()
+    folder = ROOT / ".cache" / "pwru"
+    folder.mkdir(parents=True, exist_ok=True)
+    if chosen.inside:
+        inside(chosen.pwru, Path(chosen.inside))
+        return
+    program = chosen.pwru or str(fetch(folder))
+    result = ROOT / "out" / "bench-kernels.json"
+    result.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "bpfpath_nb.cli", "vm", "--memory", "3G", chosen.kernel, "--"]
+    command += [sys.executable, str(Path(__file__)), "--inside", str(result), "--pwru", program]
+    raise SystemExit(subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
