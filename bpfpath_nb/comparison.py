@@ -100,6 +100,16 @@ class Comparison:
         return self.tables.transitions
 
     @property
+    def places(self) -> pd.DataFrame:
+        """As `functions`, of each function in each namespace and interface: where it is that packets take longer.
+
+        Index `(netns, dev, func)`, those with a claim first, the largest shift on top.
+
+        {places}
+        """
+        return self.tables.places
+
+    @property
     def drops(self) -> pd.DataFrame:
         """Where packets were dropped and why, and the share of all packets that this is.
 
@@ -288,7 +298,7 @@ def _document() -> None:
     Comparison.__doc__ = (Comparison.__doc__ or "").replace("    {changes}", changes)
     tables = {
         "verdicts": schema.COMPARED_VERDICTS, "paths": schema.COMPARED_PATHS, "functions": schema.COMPARED_FUNCTIONS,
-        "transitions": schema.COMPARED_TRANSITIONS, "drops": schema.COMPARED_DROPS,
+        "transitions": schema.COMPARED_TRANSITIONS, "places": schema.COMPARED_PLACES, "drops": schema.COMPARED_DROPS,
     }  # fmt: skip
     for name, columns in tables.items():
         view = Comparison.__dict__[name]

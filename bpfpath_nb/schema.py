@@ -440,6 +440,11 @@ _LATENCIES: Final = (
     Column("shift_p", "float64", "of the stratified rank test, corrected (Holm); NaN where too few to be tested"),
 )
 
+_WAITS: Final = (
+    Column("kind", "category", "what most of its time on both sides was, one of TRANSITION_KINDS"),
+    Column("queue", "category", "the queue that was waited in, one of QUEUES; missing where it was work"),
+)
+
 _CHANGE: Final = Column("change", "category", "what can be claimed, one of CHANGES")
 
 COMPARED_PATHS_INDEX: Final = (Column("path", "str", "the path's id"),)
@@ -463,13 +468,14 @@ COMPARED_TRANSITIONS_INDEX: Final = (
     Column("from", "category", "kernel function"),
     Column("to", "category", "the packet's next function"),
 )
-COMPARED_TRANSITIONS: Final = (
-    Column("kind", "category", "what most of its time on both sides was, one of TRANSITION_KINDS"),
-    Column("queue", "category", "the queue that was waited in, one of QUEUES; missing where it was work"),
-    *_SHARES,
-    *_LATENCIES,
-    _CHANGE,
+COMPARED_TRANSITIONS: Final = (*_WAITS, *_SHARES, *_LATENCIES, _CHANGE)
+
+COMPARED_PLACES_INDEX: Final = (
+    Column("netns", "category", "namespace; missing where the two sides have none in common"),
+    Column("dev", "category", "interface; missing where the two sides have none in common"),
+    Column("func", "category", "kernel function"),
 )
+COMPARED_PLACES: Final = (*_WAITS, *_SHARES, *_LATENCIES, _CHANGE)
 
 COMPARED_DROPS_INDEX: Final = (
     Column("reason", "category", "why, as the kernel that was traced names it; empty where it gave none"),

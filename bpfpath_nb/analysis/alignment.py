@@ -2,8 +2,8 @@
 
 From where the two part, the hops are aligned as `difflib` aligns lines of two files (Ratcliff and Obershelp's matching
 of the longest common run, and so on to both sides of it), which people know how to read. What is not in common stands
-on one side alone. Of the packets that took a path each hop's namespace and interface are those that most of them had
-there, and its gap is their median.
+on one side alone. Packets may take one path through several places: a query and its answer often pass the same
+functions. Then those of one list of places are taken. A hop's gap is their median.
 
 The first divergence is the first hop, counted from the beginning, at which the two do not do the same in the same
 place. Places count as far as both sides have their names (`analysis.sides`).
@@ -23,6 +23,7 @@ from bpfpath_nb import schema
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.hops import nullable, timedeltas
 from bpfpath_nb.analysis.returns import NAT
+from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.analysis.sides import Side, Sides
 from bpfpath_nb.printable import printable
 
@@ -32,6 +33,12 @@ SIDES: Final = ("both", "a", "b")
 
 _MOST_HOPS: Final = 2000
 """Of longer paths, such as a loop's, the beginning is aligned: the effort grows with the square."""
+
+_MOST_CANDIDATES: Final = 20
+"""Paths that are looked at to find the one to align with."""
+
+_MOST_VARIANTS: Final = 8
+"""Lists of places that are told apart of one path, such as those of a query and of its answer."""
 
 _MOST_CELLS: Final = 4_000_000
 """Hops of one path's packets that are looked at; of more packets the first ones stand for all."""
@@ -49,15 +56,11 @@ class Way:
     hops: int
 
     @classmethod
-    def of(cls, side: Side, packets: Ints) -> Way:
-        """The path of packets (positions in `side.first`) that all took the same."""
-        hops = int(side.counts[packets[0]])
-        shown = min(hops, _MOST_HOPS)
-        packets = packets[: max(1, _MOST_CELLS // max(shown, 1))]
-        rows = side.first[packets][:, None] + np.arange(shown)
+    def of(cls, side: Side, rows: Ints, hops: int) -> Way:
+        """The path of packets that took the same one through the same places; `rows` are packet by hop."""
         gap = side.gap[rows]
         # All packets lack the gap of the last hop, or have it where only the namespace was left.
-        median = np.full(shown, NAT)
+        median = np.full(rows.shape[1], NAT)
         known = (gap != NAT).all(axis=0)
         median[known] = np.rint(np.median(gap[:, known], axis=0)).astype(np.int64)
         return cls(side.func[rows[0]], side.spot[rows[0]], _most(side.netns[rows]), _most(side.dev[rows]), median, hops)
@@ -75,6 +78,65 @@ def _most(codes: Ints) -> Ints:
     hops = codes.shape[1]
     count = np.bincount(((codes + 1) + np.arange(hops) * width).reshape(-1), minlength=hops * width)
     return np.asarray(count.reshape(hops, width).argmax(axis=1) - 1)
+
+
+def telling_ways(
+    both: tuple[Side, Side], which: tuple[Ints, Ints], lead: npt.NDArray[np.float64], chosen: list[int | None]
+) -> tuple[tuple[int, Way], tuple[int, Way]]:
+    """The path of a and the path of b to align: those that are chosen, or that tell most of the difference.
+
+    What b has most more of tells most, or else what a has most more of. Held against it is the path of the other side
+    that goes the same way for longest; of several that which the other side has most more of, or the most frequent.
+    Where neither has more of any, both sides have a path in common that is as good as any.
+
+    Parameters
+    ----------
+    both : (Side, Side)
+    which : (array, array)
+        Of each packet of a and of b (`Side.first`) its path.
+    lead : array
+        Of each path how much larger its share is in b, beyond chance; else 0.
+    chosen : list
+        A path of a and one of b, or None.
+    """
+    taken = [np.bincount(of, minlength=len(lead)) for of in which]
+    lead_of = (-lead, lead)
+    if chosen == [None, None]:
+        common = np.minimum(*taken)
+        if not lead.any() and common.any():
+            chosen = [int(common.argmax())] * 2
+        else:
+            at = 1 if lead.max() > 0 or not lead.any() else 0
+            chosen[at] = int((lead_of[at] if lead.any() else taken[at]).argmax())
+    at = 1 if chosen[1] is not None else 0
+    path = chosen[at]
+    assert path is not None
+    way = ways(both[at], np.flatnonzero(which[at] == path))[0]
+    other = chosen[1 - at]
+    if other is not None:
+        near = np.array([other])
+    else:
+        there = np.flatnonzero(taken[1 - at])
+        there = there[there != path] if len(there) > 1 else there
+        near = there[np.lexsort((-taken[1 - at][there], -lead_of[1 - at][there]))][:_MOST_CANDIDATES]
+    candidates = [
+        (one, variant) for one in near.tolist() for variant in ways(both[1 - at], np.flatnonzero(which[1 - at] == one))
+    ]
+    best = candidates[int(np.argmax([variant.shared(way) for _, variant in candidates]))]
+    return (best, (path, way)) if at else ((path, way), best)
+
+
+def ways(side: Side, packets: Ints) -> list[Way]:
+    """The ways of packets that all took the same path: one for each list of places, the most frequent first."""
+    hops = int(side.counts[packets[0]])
+    shown = min(hops, _MOST_HOPS)
+    packets = packets[: max(1, _MOST_CELLS // max(shown, 1))]
+    rows = side.first[packets][:, None] + np.arange(shown)
+    spot, _ = pd.factorize(side.spot[rows].reshape(-1))
+    position = np.tile(np.arange(shown), len(packets))
+    examples, of = distinct(spot, position, np.arange(len(packets)) * shown)
+    frequent = np.argsort(-np.bincount(of, minlength=len(examples)), kind="stable")[:_MOST_VARIANTS]
+    return [Way.of(side, rows[of == variant], hops) for variant in frequent.tolist()]
 
 
 @dataclass(frozen=True)

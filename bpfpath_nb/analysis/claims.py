@@ -24,8 +24,8 @@ Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int8]
 
-TABLES: Final = 5
-"""paths, functions, transitions, drops, verdicts: they share the 5 % evenly."""
+TABLES: Final = 6
+"""paths, functions, transitions, places, drops, verdicts: they share the 5 % evenly."""
 
 _CODE: Final = {name: np.int8(at) for at, name in enumerate(CHANGES)}
 _CLAIMS: Final = ("added", "gone", "shifted", "slower", "faster")

@@ -2,8 +2,8 @@
 
 Each table is one question asked of many things at once: which share of the packets took this path, passed this
 function, ended so; and how long did they spend in this function, between these two, until their verdict. Shares are
-tested as `analysis.significance` has it, durations as `analysis.shifts` does. The five tables have 1 % of the 5 %
-each, and within a table Holm's correction holds: the chance that a comparison of two sides that do not differ claims
+tested as `analysis.significance` has it, durations as `analysis.shifts` does. The six tables share the 5 %
+evenly, and within a table Holm's correction holds: the chance that a comparison of two sides that do not differ claims
 anything anywhere is under 5 %.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import pandas as pd
 
 from bpfpath_nb import schema
 from bpfpath_nb.analysis import names
-from bpfpath_nb.analysis.alignment import Alignment, Way, no_such_path
+from bpfpath_nb.analysis.alignment import Alignment, no_such_path, telling_ways
 from bpfpath_nb.analysis.claims import (
     Shares,
     corrected_p,
@@ -40,9 +40,6 @@ from bpfpath_nb.errors import OptionError
 from bpfpath_nb.schema import CHANGES, LAYERS, QUEUES, TRANSITION_KINDS, VERDICTS
 
 Ints = npt.NDArray[np.integer[Any]]
-
-_CANDIDATES: Final = 20
-"""Paths that are looked at to find the one to align with."""
 
 
 @dataclass(frozen=True)
@@ -165,55 +162,26 @@ class Tables:
         OptionError
             No packet of that side took that path.
         """
-        ids, taken = self._paths.ids, [np.bincount(self._path_of(at), minlength=len(self._paths.ids)) for at in (0, 1)]
-        if not taken[0].any() or not taken[1].any():
+        ids, which = self._paths.ids, (self._path_of(0), self._path_of(1))
+        if not len(which[0]) or not len(which[1]):
             return None
         chosen: list[int | None] = [None, None]
         for at, path in enumerate((path_a, path_b)):
-            if path is not None and not (path in ids and taken[at][ids.index(path)]):
-                raise OptionError(no_such_path(path, "ab"[at], [ids[one] for one in np.flatnonzero(taken[at])]))
+            if path is not None and not (path in ids and (which[at] == ids.index(path)).any()):
+                raise OptionError(no_such_path(path, "ab"[at], [ids[one] for one in np.unique(which[at])]))
             chosen[at] = None if path is None else ids.index(path)
-        first, second = self._telling(chosen, taken)
-        a, b = self._way(0, first), self._way(1, second)
-        return Alignment(self.sides, ids[first], ids[second], a, b)
-
-    def _way(self, at: int, path: int) -> Way:
-        return Way.of(self._both_sides()[at], np.flatnonzero(self._path_of(at) == path))
-
-    def _telling(self, chosen: list[int | None], taken: Sequence[Ints]) -> tuple[int, int]:
-        """The two paths to align, those that are chosen or that tell most.
-
-        What b has most more of, by claims, tells most, or else what a has most more of. Held against it is the path of
-        the other side that goes the same way for longest; of several that which the other side has most more of, or
-        the most frequent. Without claims both sides have a path in common that is as good as any.
-        """
-        frame = self.paths.loc[self._paths.ids]
+        frame = self.paths.loc[ids]
         claimed = frame["change"].isin(["added", "gone", "shifted"]).to_numpy()
         lead = np.where(claimed, frame["difference"].to_numpy(np.float64), 0.0)
-        lead_of = [-lead, lead]
-        if chosen == [None, None]:
-            both = np.minimum(*taken)
-            if not lead.any() and both.any():
-                return int(both.argmax()), int(both.argmax())
-            at = 1 if lead.max() > 0 or not lead.any() else 0
-            chosen[at] = int((lead_of[at] if lead.any() else taken[at]).argmax())
-        for at in (0, 1):
-            other = chosen[1 - at]
-            if chosen[at] is None and other is not None:
-                there = np.flatnonzero(taken[at])
-                there = there[there != other] if len(there) > 1 else there
-                near = there[np.lexsort((-taken[at][there], -lead_of[at][there]))][:_CANDIDATES]
-                way = self._way(1 - at, other)
-                shared = [way.shared(self._way(at, path)) for path in near.tolist()]
-                chosen[at] = int(near[int(np.argmax(shared))])
-        return int(chosen[0] or 0), int(chosen[1] or 0)
+        (first, a), (second, b) = telling_ways(self._both_sides(), which, lead, chosen)
+        return Alignment(self.sides, ids[first], ids[second], a, b)
 
     @cached_property
     def functions(self) -> pd.DataFrame:
         """schema.COMPARED_FUNCTIONS."""
         count = len(self.sides.functions)
         part = [side.func.astype(np.int64) for side in self._both_sides()]
-        columns, seen = self._places(part, count)
+        columns, seen = self._durations(part, count)
         layer = {
             one_name(function.name): LAYERS.index(function.layer)
             for selection in self.selections
@@ -237,23 +205,61 @@ class Tables:
         number = np.where(known, np.cumsum(known) - 1, -1)
         pair = number[both]
         part = [pair[: len(pairs[0])], pair[len(pairs[0]) :]]
-        columns, seen = self._places(part, int(known.sum()))
+        columns, seen = self._durations(part, int(known.sum()))
         begins, ends = np.divmod(distinct_pairs[known], max(count, 1))
         index = pd.MultiIndex.from_arrays(
             [names.categorical(codes, self.sides.functions) for codes in (begins, ends)], names=["from", "to"]
         )
-        waited = np.zeros((int(known.sum()), len(QUEUES)))
-        total = np.zeros(len(waited))
-        for side, selection, of in zip(self._both_sides(), self.selections, part, strict=True):
-            there, queue = of >= 0, hop_waits(selection.events)[side.row]
-            total += np.bincount(of[there], side.gap[there], minlength=len(total))
-            rows = np.flatnonzero(there & (queue >= 0))
+        columns |= self._waits(part, int(known.sum()))
+        return ordered(columns, index, schema.COMPARED_TRANSITIONS, "shift", seen)
+
+    @cached_property
+    def places(self) -> pd.DataFrame:
+        """schema.COMPARED_PLACES."""
+        both = self._both_sides()
+        count = len(self.sides.functions)
+        key = np.concatenate([side.spot * np.int64(max(count, 1)) + side.func for side in both])
+        which, distinct_keys = pd.factorize(key)
+        part = [which[: len(both[0].row)], which[len(both[0].row) :]]
+        columns, seen = self._durations(part, len(distinct_keys))
+        columns |= self._waits(part, len(distinct_keys))
+        example = np.zeros(len(distinct_keys), np.intp)
+        example[which[::-1]] = np.arange(len(which) - 1, -1, -1)
+        func, spot, netns, dev = (
+            np.concatenate([getattr(side, name) for side in both])[example] for name in ("func", "spot", "netns", "dev")
+        )
+        index = pd.MultiIndex.from_arrays(
+            [
+                names.Named(np.where(spot == 0, -1, netns), self.sides.namespaces).categorical(),
+                names.Named(np.where(spot <= 0, -1, dev), self.sides.devices).categorical(),
+                names.Named(func, self.sides.functions).categorical(),
+            ],
+            names=["netns", "dev", "func"],
+        )
+        return ordered(columns, index, schema.COMPARED_PLACES, "shift", seen)
+
+    def _waits(self, place: Sequence[Ints], count: int) -> dict[str, Any]:
+        """Of places, given each hop's, whether most of the time there was work or waiting, and in which queue."""
+        waited, total = np.zeros((count, len(QUEUES))), np.zeros(count)
+        for side, queue, of in zip(self._both_sides(), self._queues, place, strict=True):
+            there = np.flatnonzero((of >= 0) & (side.gap >= 0))
+            total += np.bincount(of[there], side.gap[there], minlength=count)
+            rows = there[queue[there] >= 0]
             np.add.at(waited, (of[rows], queue[rows]), side.gap[rows])
         waits = 2 * waited.sum(axis=1) > total
-        columns["kind"] = names.categorical(waits.astype(np.int8), TRANSITION_KINDS)
-        queue = waited.argmax(axis=1) if len(waited) else np.empty(0, np.int64)
-        columns["queue"] = names.categorical(np.where(waits, queue, -1).astype(np.int8), QUEUES)
-        return ordered(columns, index, schema.COMPARED_TRANSITIONS, "shift", seen)
+        queue = waited.argmax(axis=1) if count else np.empty(0, np.int64)
+        return {
+            "kind": names.categorical(waits.astype(np.int8), TRANSITION_KINDS),
+            "queue": names.categorical(np.where(waits, queue, -1).astype(np.int8), QUEUES),
+        }
+
+    @cached_property
+    def _queues(self) -> list[npt.NDArray[np.int8]]:
+        """Of each hop of a and of b the queue that was waited in after it, -1 for work."""
+        return [
+            hop_waits(selection.events)[side.row]
+            for side, selection in zip(self._both_sides(), self.selections, strict=True)
+        ]
 
     @cached_property
     def drops(self) -> pd.DataFrame:
@@ -329,7 +335,7 @@ class Tables:
     def _both_sides(self) -> tuple[Side, Side]:
         return self.sides.a, self.sides.b
 
-    def _places(self, place: Sequence[Ints], count: int) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+    def _durations(self, place: Sequence[Ints], count: int) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
         """Columns of shares and latencies of places, given each hop's; and which places any packet passed."""
         counts, parts = [], []
         for side, of in zip(self._both_sides(), place, strict=True):

@@ -27,6 +27,7 @@ def comparison_html(comparison: Comparison) -> str:
         _shares("verdicts", comparison.verdicts, ("verdict",), comparison.names),
         _shares("drops", comparison.drops, ("reason", "function", "netns"), comparison.names),
         _latencies("functions", comparison.functions, ("function",), comparison.names),
+        _latencies("places", comparison.places, ("netns", "dev", "function"), comparison.names),
         _latencies("transitions", comparison.transitions, ("from", "to"), comparison.names),
         _shares("paths", comparison.paths, ("path",), comparison.names, ("hops", "verdict", "functions")),
     ]

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _MOST: Final = 3
 """So many of a kind are told one by one."""
 
+_EVERYWHERE: Final = 6
+_NEARLY_ALL: Final = 0.7
+"""From so many functions on, and such a share of them, it is not a place but the machine that changed."""
+
 _UNTIL: Final = {
     "delivered": "time to the socket",
     "dropped": "time to the drop",
@@ -174,19 +178,47 @@ def _times(comparison: Comparison) -> list[str]:
 
 
 def _where(comparison: Comparison) -> list[str]:
-    """The steps that became slower or faster."""
+    """The places that became slower or faster."""
     said = []
     for change, word in (("slower", "Slower"), ("faster", "Faster")):
-        steps = comparison.transitions[comparison.transitions["change"] == change]
+        places = comparison.places[comparison.places["change"] == change]
         told = [
-            f"{' > '.join(map(str, _parts(step)))}{_waiting(row)} {span(_ns(row['shift']), '+')} (95 % CI "
+            f"after {_place(key)}{_waiting(row)} {span(_ns(row['shift']), '+')} (95 % CI "
             f"{span(_ns(row['shift_low']), '+')} to {span(_ns(row['shift_high']), '+')})"
-            for step, row in steps.head(_MOST).iterrows()
+            for key, row in places.head(_MOST).iterrows()
         ]
         if told:
-            more = f", and {_count(len(steps) - _MOST, 'more step')}" if len(steps) > _MOST else ""
+            more = f", and {_count(len(places) - _MOST, 'more place')}" if len(places) > _MOST else ""
             said.append(f"{word} at the median in {comparison.names[1]}: {', '.join(told)}{more}.")
+    for change, side, word in (("added", "b", "Only in"), ("gone", "a", "Not in")):
+        places = comparison.places[comparison.places["change"] == change]
+        places = places[places[f"median_{side}"].notna()].sort_values(f"median_{side}", ascending=False)
+        told = [
+            f"after {_place(key)}{_waiting(row)} {span(_ns(row[f'median_{side}']))} in "
+            f"{_count(row[f'packets_{side}'], 'packet')}"
+            for key, row in places.head(_MOST).iterrows()
+        ]
+        if told:
+            more = f", and {_count(len(places) - _MOST, 'more place')}" if len(places) > _MOST else ""
+            aside = "" if side == "b" else f", but in {comparison.names[0]}"
+            said.append(f"{word} {comparison.names[1]}{aside}: median time {', '.join(told)}{more}.")
+    shifts = comparison.functions
+    tested = shifts[shifts["shift_p"].notna()]
+    slower, faster = (int((tested["change"] == change).sum()) for change in ("slower", "faster"))
+    most = max(slower, faster)
+    if most >= _EVERYWHERE and most >= _NEARLY_ALL * len(tested):
+        said.append(
+            f"{most} of {len(tested)} functions became {'slower' if slower > faster else 'faster'}: that is how a "
+            f"change of the machine as a whole looks (its load, its clock), beside which a place of its own has to "
+            f"stand out."
+        )
     return said
+
+
+def _place(key: Any) -> str:
+    netns, dev, func = _parts(key)
+    where = [f"in netns {netns}" if pd.notna(netns) else "", f"on {dev}" if pd.notna(dev) else ""]
+    return " ".join(part for part in (str(func), *where) if part)
 
 
 def _waiting(row: Any) -> str:
@@ -223,7 +255,8 @@ def parting(names: tuple[str, str], alignment: Alignment) -> list[str]:
 
 
 def _nothing(comparison: Comparison) -> list[str]:
-    tables = (comparison.verdicts, comparison.drops, comparison.paths, comparison.functions, comparison.transitions)
+    tables = [comparison.verdicts, comparison.drops, comparison.paths, comparison.functions]
+    tables += [comparison.transitions, comparison.places]
     if any((~table["change"].isin(["same", "unclear"])).any() for table in tables):
         return []
     return ["Nothing else differs beyond what chance can do."]

@@ -7,7 +7,7 @@ right of it slower, so that nothing is told by colour alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bpfpath_nb.comparison import Comparison
 
-Of = Literal["functions", "transitions", "verdicts"]
+Of = Literal["functions", "transitions", "places", "verdicts"]
 
 _MOST: Final = 60
 _KEY: Final = (
@@ -44,7 +44,7 @@ def shifts(
     Parameters
     ----------
     comparison : Comparison
-    of : "functions", "transitions" or "verdicts"
+    of : "functions", "transitions", "places" or "verdicts"
         Of which of its tables.
     top : int
         How many rows to show: those with a claim first, the largest shift on top.
@@ -61,8 +61,8 @@ def shifts(
     OptionError
         There are no such rows.
     """
-    if of not in {"functions", "transitions", "verdicts"}:
-        raise OptionError(f"There are no shifts of {of!r}: they are of 'functions', 'transitions' or 'verdicts'.")
+    if of not in get_args(Of):
+        raise OptionError(f"There are no shifts of {of!r}: they are of {', '.join(map(repr, get_args(Of)))}.")
     table: pd.DataFrame = getattr(comparison, of)
     known = table[table["shift"].notna()]
     shown = known.head(max(1, min(top, _MOST)))
@@ -76,7 +76,8 @@ def shifts(
     claimed = shown["shift_p"].lt(0.05).to_numpy()
     row = np.arange(len(shown))
     layer = comparison.functions["layer"].astype(str)
-    layers = [layer.get(key[0] if isinstance(key, tuple) else key, "") for key in shown.index]
+    keys = [key if isinstance(key, tuple) else (key,) for key in shown.index]
+    layers = [layer.get(key[-1] if of == "places" else key[0], "") for key in keys]
     ink = [style.LAYER_COLOURS.get(name, colours.soft) for name in layers]
     ax.hlines(row, low, high, colors=ink, linewidth=2.2, zorder=3).set_gid("interval")
     for filled, gid in ((True, "claim"), (False, "chance")):
@@ -87,7 +88,7 @@ def shifts(
     ax.axvline(0, color=colours.ink, linewidth=1.0, zorder=2)
     _axis(ax, colours, comparison, np.concatenate((low, high)))
     ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_yticks(row, [_name(key) for key in shown.index])
+    ax.set_yticks(row, [_name(key, of) for key in keys])
     ax.tick_params(axis="y", length=0, labelsize=style.TEXT if len(shown) <= 30 else style.SMALL)
     for label, is_claim in zip(ax.get_yticklabels(), claimed, strict=True):
         label.set_fontweight("bold" if is_claim else "normal")
@@ -101,17 +102,18 @@ def shifts(
     return ax
 
 
-def _name(key: object) -> str:
-    return style.plain(" → ".join(map(str, key)) if isinstance(key, tuple) else key, 64)
+def _name(key: tuple[Any, ...], of: Of) -> str:
+    between = "  " if of == "places" else " → "
+    return style.plain(between.join(str(part) for part in key if pd.notna(part)), 64)
 
 
 def _axis(ax: Axes, theme: style.Theme, comparison: Comparison, ends: npt.NDArray[np.float64]) -> None:
     most = max(float(np.abs(ends).max()), 10.0)
-    # Linear as far as the shorter half of the intervals reaches; nobody wants to read decades of less.
-    usual = 10 ** np.ceil(np.log10(max(float(np.median(np.abs(ends))), 1.0)))
+    # Linear about as far as the shorter half of the intervals reaches; nobody wants to read decades of less.
+    usual = 10 ** np.round(np.log10(max(float(np.median(np.abs(ends))), 1.0)))
     linear = float(min(max(usual, 10 ** np.floor(np.log10(most / 1e6))), 10 ** np.floor(np.log10(most))))
     ax.set_xscale("symlog", linthresh=linear, linscale=1.0)
-    ax.set_xlim(min(1.3 * float(ends.min()), -linear), max(1.3 * float(ends.max()), linear))
+    ax.set_xlim(min(1.3 * float(ends.min()), -0.3 * linear), max(1.3 * float(ends.max()), 0.3 * linear))
     axis = ax.xaxis
     decades = int(np.ceil(np.log10(most / linear))) + 1
     powers = linear * 10.0 ** np.arange(0, decades, 2 if decades > 5 else 1)

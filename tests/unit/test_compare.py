@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import streams
 from scipy import stats
@@ -14,7 +15,7 @@ from bpfpath_nb.analysis.sides import Selection
 from bpfpath_nb.analysis.significance import difference_interval, holm, in_reach, share_test
 from bpfpath_nb.errors import NamespaceError, OptionError
 
-TABLES = ("verdicts", "drops", "paths", "functions", "transitions")
+TABLES = ("verdicts", "drops", "paths", "functions", "transitions", "places")
 CLAIMS = ["added", "gone", "shifted", "slower", "faster"]
 USUAL = ("answered", "closed", "left")
 
@@ -120,7 +121,11 @@ def test_a_delay_in_one_function_is_found(packets: int, delay: int, spread: str)
     assert functions["longer"]["tc_ingress"] > 0.5
     steps = found.transitions.query("change == 'slower'")
     assert list(steps.index) == [("tc_ingress", "ip_rcv")]
-    assert "Slower at the median in after: tc_ingress > ip_rcv" in found.summary
+    places = found.places.query("change == 'slower'")
+    assert set(places.index) == {("router", "left", "tc_ingress"), ("server", "eth0", "tc_ingress")}
+    assert (places["shift_low"] <= pd.Timedelta(delay)).all()
+    assert (places["shift_high"] >= pd.Timedelta(delay)).all()
+    assert "Slower at the median in after: after tc_ingress in netns" in found.summary
     back = compare(after, before)
     assert back.functions["change"]["tc_ingress"] == "faster"
     assert abs(back.functions["shift"]["tc_ingress"].value + functions["shift"]["tc_ingress"].value) <= 1
