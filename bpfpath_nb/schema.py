@@ -440,10 +440,7 @@ _LATENCIES: Final = (
     Column("shift_p", "float64", "of the stratified rank test, corrected (Holm); NaN where too few to be tested"),
 )
 
-_WAITS: Final = (
-    Column("kind", "category", "what most of its time on both sides was, one of TRANSITION_KINDS"),
-    Column("queue", "category", "the queue that was waited in, one of QUEUES; missing where it was work"),
-)
+_WAITS: Final = tuple(column for column in TRANSITIONS if column.name in {"kind", "queue"})
 
 _CHANGE: Final = Column("change", "category", "what can be claimed, one of CHANGES")
 
@@ -457,12 +454,7 @@ COMPARED_PATHS: Final = (
 )
 
 COMPARED_FUNCTIONS_INDEX: Final = (Column("func", "category", "kernel function"),)
-COMPARED_FUNCTIONS: Final = (
-    Column("layer", "category", "part of the network stack, one of LAYERS"),
-    *_SHARES,
-    *_LATENCIES,
-    _CHANGE,
-)
+COMPARED_FUNCTIONS: Final = (FUNCTIONS[0], *_SHARES, *_LATENCIES, _CHANGE)
 
 COMPARED_TRANSITIONS_INDEX: Final = (
     Column("from", "category", "kernel function"),
