@@ -180,7 +180,7 @@ START_RECORD: Final = {
     "reasons": "drop reason number (as a string) -> name, by the running kernel",
     "readers": "list of functions that free a packet when the owner of its socket has read it: an end there is a "
     "delivery",
-    "timing": "seconds that compiling the probes and attaching the kprobes took",
+    "timing": "seconds that compiling the probes took, the kprobes in all, and the kernel to attach these",
     "cost": "ns that the program takes for a hop: `hop` of a packet that is followed, `refused` of one that the filter "
     "refuses",
     "ladder": "which rung of attaching is in use: kprobe.multi, kprobe or tracepoint, and for TC tcx or clsact",

@@ -207,7 +207,7 @@ class Attachment:
         self._undo.callback(self._kprobes.close)
         started = time.monotonic()
         refused = self._kprobes.attach(targets)
-        self._timing["kprobes"] = time.monotonic() - started
+        self._timing |= {"kprobes": time.monotonic() - started, "attach": self._kprobes.seconds}
         for name, why in refused.items():
             self._refuse(name, OSError(why))
         if not self._kprobes.programs:

@@ -21,6 +21,7 @@ is that of the breakpoint, one byte past the function's start, or five where the
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,6 +126,8 @@ class Kprobes:
         traced; empty while nothing is attached.
     programs
         Descriptors of the programs that are attached.
+    seconds
+        How long the kernel took to attach them.
     """
 
     def __init__(self, load: Load, set_cookie: Callable[[int, int], None] | None, *, returns: bool = False) -> None:
@@ -134,6 +137,7 @@ class Kprobes:
         self._descriptors: list[int] = []
         self.kind = ""
         self.programs: list[int] = []
+        self.seconds = 0.0
 
     def attach(self, targets: Sequence[Target]) -> dict[str, str]:
         """Attach to all that can be; why not, by name of those that cannot."""
@@ -213,7 +217,9 @@ class Kprobes:
                 return attach(pairs[:half]) | attach(pairs[half:])
 
         last = pairs[-1]
+        started = time.monotonic()
         refused = attach(pairs)
+        self.seconds += time.monotonic() - started
         self._descriptors += taken
         return refused
 
@@ -247,8 +253,10 @@ class Kprobes:
                 return
             attached.extend(reversed(opened))
 
+        started = time.monotonic()
         with _threads(len(pairs)) as run:
             run(attach, pairs)
+        self.seconds += time.monotonic() - started
         self._descriptors += attached
         if attached:
             self.kind, self.programs = "kprobe", [entry]

@@ -184,7 +184,7 @@ def keep(recording: Recording) -> None:
     facts.record(TESTS / "facts" / f"{name}.json.gz")
     events = recording.events
     anywhere = StartRecord.from_dict(events.start.raw | {"host": "lab"})
-    Recording(replace(events, start=anywhere)).save(TESTS / "recordings" / f"{name}.parquet")
+    Recording(replace(events, start=anywhere)).save(TESTS / "recordings" / f"stock-{name}.parquet")
 
 
 def to_port(recording: Recording, port: int) -> pd.DataFrame:
@@ -283,7 +283,7 @@ def test_loopback_from_socket_to_socket(lab: Lab, record_property: Note) -> None
         record = cap.recording.start.raw
     planned = [function for function in record["functions"] if function["probe"] == "kprobe"]
     attached = len({function["name"] for function in planned} - {row["name"] for row in record["refused"]})
-    seconds = record["timing"]["kprobes"]
+    seconds = record["timing"]["attach"]
     (packet,) = cap.packets.index
     functions = functions_of(cap, packet)
     record_property("all", f"{attached} functions attached in {seconds:.2f} s, {len(set(functions))} of them passed")

@@ -1,0 +1,87 @@
+"""What was captured on each stock kernel, read here: the same traffic, told by four kernels that tell different things.
+
+`BPFPATH_RECORD=1 make test-kernels` made the files, as root.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bpfpath_nb import Recording
+from bpfpath_nb.kernel import Kernel, facts, reasons
+from bpfpath_nb.tracer import probes
+from bpfpath_nb.tracer.request import Request
+
+TESTS = Path(__file__).parents[1]
+RECORDED = ("6.1", "6.12")
+STOCK = ("5.10", "6.1", "6.12")
+TYPED = STOCK[1:]  # whose modules have BTF
+
+
+@pytest.fixture(scope="module")
+def recordings() -> dict[str, Recording]:
+    return {release: Recording.load(TESTS / "recordings" / f"stock-{release}.parquet") for release in RECORDED}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, Kernel]:
+    return {release: facts.load(TESTS / "facts" / f"{release}.json.gz") for release in STOCK}
+
+
+@pytest.mark.parametrize("release", RECORDED)
+def test_three_queries_end_as_they_did(recordings: dict[str, Recording], release: str) -> None:
+    packets = recordings[release].packets
+    dns = packets[(packets["sport"] == 53) | (packets["dport"] == 53)]
+    assert dns["verdict"].tolist() == ["delivered", "delivered", "dropped", "dropped"]
+    assert dns["namespaces"].iloc[0] == "client > router > server"
+    if release != "5.10":
+        assert dns["reason"].tolist()[2:] == ["NETFILTER_DROP", "NO_SOCKET"]
+    assert recordings[release].quality["events_lost"] == 0
+
+
+@pytest.mark.parametrize("release", RECORDED)
+def test_a_ping_is_read(recordings: dict[str, Recording], release: str) -> None:
+    packets = recordings[release].packets
+    replies = packets[packets["flow"].astype(str).str.contains("echo reply")]
+    assert replies["verdict"].tolist() == ["delivered", "delivered"]
+
+
+@pytest.mark.parametrize("release", STOCK)
+def test_every_function_of_the_default_set_is_probed_or_accounted_for(kernels: dict[str, Kernel], release: str) -> None:
+    kernel = kernels[release]
+    plan = probes.plan(Request.of({"filter": "udp"}), kernel, with_kprobes=True)
+    default = {function.name for function in kernel.catalogue.functions.values() if function.default}
+    probed = {probe.name for probe in plan.probes}
+    shown = {f for t in probed & kernel.catalogue.tracepoints.keys() for f in kernel.catalogue.tracepoints[t].functions}
+    named = {row["name"] for row in plan.refused}
+    assert default - probed - shown - named == set()
+    for name in (probe.target for probe in plan.of_kind("kprobe")):
+        assert kernel.symbols.variants(name) or name in named, name
+
+
+@pytest.mark.parametrize("release", STOCK)
+def test_symbols_of_each_kernel_resolve(kernels: dict[str, Kernel], release: str) -> None:
+    symbols = kernels[release].symbols
+    (address,) = symbols.addresses("ip_rcv")
+    assert symbols.resolve([address + 1])[0] == ("ip_rcv", 1, "")
+    (address,) = symbols.addresses("nft_do_chain_ipv4")
+    assert symbols.resolve([address + 5])[0] == ("nft_do_chain_ipv4", 5, "nf_tables")
+
+
+def test_functions_of_modules_are_known_with_and_without_their_types(kernels: dict[str, Kernel]) -> None:
+    of_modules = {"veth_xmit", "nft_do_chain_ipv4", "nf_conntrack_in", "br_handle_frame_finish", "vxlan_xmit"}
+    assert of_modules <= kernels["5.10"].untyped_functions
+    assert not of_modules & kernels["5.10"].functions.keys()
+    for release in TYPED:
+        assert kernels[release].untyped_functions == set()
+        assert of_modules <= kernels[release].function_modules.keys()
+        assert kernels[release].functions["br_handle_frame_finish"] == 2
+
+
+@pytest.mark.parametrize("release", TYPED)
+def test_tracefs_names_no_reason_otherwise_than_btf(kernels: dict[str, Kernel], release: str) -> None:
+    named = reasons.from_format(kernels[release].kfree_skb_format)
+    assert len(named) > 50
+    assert named.items() <= kernels[release].reasons.items()
