@@ -1,7 +1,8 @@
 """Network namespaces and the interfaces in them: which there are, what they are called, and what comes and goes.
 
 A namespace is known by its inode number. Its name is the file under /run/netns that is bound to it (`ip
-netns`), `host` for the one that the tracer itself was started in, else `net:[inode]` as the kernel writes it.
+netns`), `host` for the one that the tracer itself was started in, the container's where a process in it is of one
+(`containers`), else `net:[inode]` as the kernel writes it.
 Namespaces without a name are found through the processes in them.
 
 To be told of interfaces, a netlink socket has to live in the namespace. A socket (or an open namespace file)
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfpath_nb.errors import NamespaceError
+from bpfpath_nb.tracer.containers import container_of
 from bpfpath_nb.tracer.syscall import setns
 
 NAMED = Path("/run/netns")
@@ -255,7 +257,13 @@ class Places:
     def _name(self, inum: int, path: Path) -> str:
         if path.parent == NAMED:
             return path.name
-        return "host" if inum == self._own_inum else f"net:[{inum}]"
+        if inum == self._own_inum:
+            return "host"
+        container = container_of(path.parents[1])
+        # A container may have several namespaces; the first one met has the name.
+        if container is None or any(n.name == container and n.inum != inum for n in self.known.values()):
+            return f"net:[{inum}]"
+        return container
 
     def _give_up(self, namespace: Namespace, error: Exception) -> Iterator[Change]:
         """Watch a namespace no longer."""
