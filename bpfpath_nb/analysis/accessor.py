@@ -68,7 +68,11 @@ class HopsAccessor:
 
     @property
     def transitions(self) -> pd.DataFrame:
-        """As `Recording.transitions`, from each hop to the packet's next one in this frame."""
+        """As `Recording.transitions`, from each hop to the packet's next one in this frame.
+
+        A frame does not tell for whom a packet was freed; that it was read from its socket is told by the functions
+        and by the change of process only.
+        """
         return transitions_frame(FrameColumns(self._df, ("func", "time", "skb", "pid", "cpu")))
 
     def latency(self, by: str | Sequence[str] = ("netns", "func")) -> pd.DataFrame:

@@ -33,7 +33,7 @@ class Copies:
         For each packet how many of its copies live.
     """
 
-    of: npt.NDArray[np.intp]
+    of: npt.NDArray[np.int32]
     packet: npt.NDArray[np.int32]
     lives: npt.NDArray[np.bool_]
     several: npt.NDArray[np.bool_]
@@ -62,14 +62,14 @@ def find_copies(
         again: nothing becomes of that one.
     """
     if not len(skb):
-        none = np.empty(0, np.intp)
-        return Copies(none, np.empty(0, np.int32), none.astype(bool), none.astype(bool), none)
+        none, no_one = np.empty(0, np.int32), np.empty(0, bool)
+        return Copies(none, none, no_one, no_one, np.empty(0, np.intp))
     # A copy's rows lie together in runs, of which there are far fewer than rows.
     begins = np.concatenate(([True], (packet_of[1:] != packet_of[:-1]) | (skb[1:] != skb[:-1])))
     first = np.flatnonzero(begins)
     address, addresses = pd.factorize(skb[first])
     copy, distinct = pd.factorize(packet_of[first].astype(np.int64) * len(addresses) + address)
-    of = copy[np.cumsum(begins) - 1]
+    of = copy.astype(np.int32)[np.cumsum(begins, dtype=np.int32) - 1]
     packet, last = np.zeros(len(distinct), np.int32), np.zeros(len(distinct), np.intp)
     packet[copy] = packet_of[first]
     last[copy] = np.append(first[1:], len(skb)) - 1  # of several runs the last is kept

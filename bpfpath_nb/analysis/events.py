@@ -210,16 +210,16 @@ class Events:
         return self.hops["time"].astype(np.int64) + (self.start.realtime - self.start.monotonic)
 
     @cached_property
-    def fact_of(self) -> npt.NDArray[np.intp]:
+    def fact_of(self) -> npt.NDArray[np.int32]:
         """For each row the row of `facts` that holds there, -1 where the snapshot was lost."""
         if not len(self.facts):
-            return np.full(len(self), -1, np.intp)
+            return np.full(len(self), -1, np.int32)
         keys, wanted = _snapshot_key(self.facts), _snapshot_key(self.hops)
         # Hops of one packet mostly share a snapshot, so that looking up the changes is enough.
         change = np.concatenate(([True], wanted[1:] != wanted[:-1])) if len(wanted) else np.empty(0, bool)
         found = np.searchsorted(keys, wanted[change]).clip(max=len(keys) - 1)
         found[keys[found] != wanted[change]] = -1
-        rows: npt.NDArray[np.intp] = found[np.cumsum(change) - 1]
+        rows: npt.NDArray[np.int32] = found.astype(np.int32)[np.cumsum(change, dtype=np.int32) - 1]
         return rows
 
     @cached_property

@@ -89,7 +89,7 @@ def parse(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     return located(facts).parsed
 
 
-def tcp_flags(facts: npt.NDArray[np.void], rows: npt.NDArray[np.intp]) -> names.Named:
+def tcp_flags(facts: npt.NDArray[np.void], rows: npt.NDArray[np.int32]) -> names.Named:
     """The flags in the TCP headers of some rows of `facts`, as `SYN ACK`; none where there is no such header or row."""
     known = np.flatnonzero(rows >= 0)
     found = located(facts[rows[known]])

@@ -242,11 +242,11 @@ def given_up_by(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
     return names.distinct_names(code, [*known.names, *function.names])
 
 
-def _of_first(texts: list[str] | list[str | None], flows: Flows, fact: npt.NDArray[np.intp]) -> Any:
+def _of_first(texts: list[str] | list[str | None], flows: Flows, fact: npt.NDArray[np.int32]) -> Any:
     return names.distinct_names(flows.which, texts).take(fact).categorical()
 
 
-def _ports(ports: npt.NDArray[np.int32], flows: Flows, fact: npt.NDArray[np.intp]) -> Any:
+def _ports(ports: npt.NDArray[np.int32], flows: Flows, fact: npt.NDArray[np.int32]) -> Any:
     of_packet = np.full(len(fact), -1, np.int32)
     known = fact >= 0
     of_packet[known] = ports[flows.which[fact[known]]]
@@ -254,7 +254,7 @@ def _ports(ports: npt.NDArray[np.int32], flows: Flows, fact: npt.NDArray[np.intp
 
 
 def _parent_and_length(
-    events: Events, fact: npt.NDArray[np.intp]
+    events: Events, fact: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     parent = np.zeros(len(fact), np.uint32)
     length = events.hops["len"][events.first]

@@ -53,9 +53,11 @@ def distinct(
         return np.empty(0, np.intp), np.empty(0, np.intp)
     item = mix(np.arange(int(items.max()) + 1, dtype=np.uint64))
     place = mix(np.arange(int(position.max()) + 1, dtype=np.uint64) + (np.uint64(1) << np.uint64(32)))
+    place |= np.uint64(1)
     # A product of an item's and a place's number, not their sum: two items that change places must change the total.
-    folded = np.add.reduceat(item[items] * (place[position] | np.uint64(1)), first)
-    return group(folded)
+    product = place[position]
+    product *= item[items]
+    return group(np.add.reduceat(product, first))
 
 
 def folded(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -64,7 +64,7 @@ class Ground:
     verdict: npt.NDArray[np.int8]
 
     @cached_property
-    def fact(self) -> Rows:
+    def fact(self) -> npt.NDArray[np.int32]:
         """Of each packet the row of `facts` of its first hop, -1 for none."""
         return self.events.fact_of[self.events.first]
 

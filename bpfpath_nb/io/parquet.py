@@ -54,9 +54,13 @@ def save(events: Events, path: Path) -> Path:
     metadata = json.dumps(_metadata(events), separators=(",", ":")).encode()
     table = table.replace_schema_metadata({_KEY: metadata, _DIGEST_KEY: _digest(metadata)})
     path = path.expanduser()
-    with replacing(path) as file, pyarrow.parquet.ParquetWriter(file, table.schema, **_layout(table)) as writer:
+    at = table.column_names.index(STACK)
+    schema = table.schema.set(at, pa.field(STACK, table.schema.field(STACK).type.value_type))
+    with replacing(path) as file, pyarrow.parquet.ParquetWriter(file, schema, **_layout(table)) as writer:
         for begin, end in _groups(events):
-            writer.write_table(table.slice(begin, end - begin), row_group_size=max(end - begin, 1))
+            # Written out, a stack is wider than all the rest of a row; one row group's are enough at a time.
+            rows = table.slice(begin, end - begin)
+            writer.write_table(rows.cast(schema), row_group_size=max(end - begin, 1))
     return path
 
 
@@ -133,7 +137,7 @@ def _headers_column(events: Events, taken: npt.NDArray[np.intp]) -> Any:
 
 
 def _stack_columns(events: Events) -> tuple[Any, Any]:
-    """State of the TCP socket and stack of each drop, a stack as its bytes."""
+    """State of the TCP socket and stack of each drop, a stack as its bytes in a dictionary."""
     of, has = events.stack_of, events.stack_of >= 0
     state = np.zeros(len(events), np.uint16)
     state[has] = events.stacks["tcp_state"][of[has]]
@@ -145,7 +149,7 @@ def _stack_columns(events: Events) -> tuple[Any, Any]:
     code = np.zeros(len(events), np.int32)
     code[has] = which.reshape(-1)[of[has]]
     stack = pa.DictionaryArray.from_arrays(pa.array(code, mask=~has), values)
-    return pa.array(state, mask=~has), stack.cast(width)
+    return pa.array(state, mask=~has), stack
 
 
 def _layout(table: Any) -> dict[str, Any]:

@@ -223,18 +223,24 @@ class StoredEvents(Events):
         return ordered(returns)
 
     def _read_stacks(self) -> npt.NDArray[np.void]:
-        table = self._table(STACK, TCP_STATE)
-        frames = table[STACK].combine_chunks()
-        if frames.type != pa.binary(8 * STACK_DEPTH):
-            raise ValueError("stacks of another length")
-        rows = np.flatnonzero(frames.is_valid().to_numpy(zero_copy_only=False))
-        stacks = np.zeros(len(rows), STACKS_DTYPE)
-        data = b"".join(frames.drop_null().to_pylist())
-        stacks["frames"] = np.frombuffer(data, "<u8").reshape(len(rows), STACK_DEPTH)
-        stacks["tcp_state"] = _numbers(table[TCP_STATE].take(pa.array(rows)), STACKS_DTYPE["tcp_state"])
-        for name in ("time", "packet"):
-            stacks[name] = self.hops[name][rows]
-        return stacks_checked(stacks)
+        # In memory a stack takes its room in every row, so one row group at a time.
+        groups = range(self._parquet.num_row_groups) if self._group is None else [self._group]
+        found, begin = [np.empty(0, STACKS_DTYPE)], 0
+        for group in groups:
+            table = self._parquet.read_row_group(group, [STACK, TCP_STATE])
+            frames = table[STACK].combine_chunks()
+            if frames.type != pa.binary(8 * STACK_DEPTH):
+                raise ValueError("stacks of another length")
+            rows = np.flatnonzero(frames.is_valid().to_numpy(zero_copy_only=False))
+            stacks = np.zeros(len(rows), STACKS_DTYPE)
+            data = b"".join(frames.drop_null().to_pylist())
+            stacks["frames"] = np.frombuffer(data, "<u8").reshape(len(rows), STACK_DEPTH)
+            stacks["tcp_state"] = _numbers(table[TCP_STATE].take(pa.array(rows)), STACKS_DTYPE["tcp_state"])
+            for name in ("time", "packet"):
+                stacks[name] = self.hops[name][begin + rows]
+            found.append(stacks)
+            begin += len(table)
+        return stacks_checked(np.concatenate(found))
 
 
 def open_events(
