@@ -46,7 +46,7 @@ class Comparer(Panel):
         super().__init__([self._of, self._pair, self._error, self._parts])
         self._of.observe(lambda _: None if self._offering else self._offer(), "value")
         for side in (*self._sides, *self._numbers):
-            side.observe(lambda _: self._compare(), "value")
+            side.observe(lambda _: self._hold_together(), "value")
         self._offer()
 
     def choose(self, of: str, a: str | int | None = None, b: str | int | None = None) -> None:
@@ -59,7 +59,7 @@ class Comparer(Panel):
             if value is not None:
                 side.value = value
         self._offering = False
-        self._compare()
+        self._hold_together()
 
     def snapshot(self) -> Snapshot:
         """The present comparison as static HTML."""
@@ -86,9 +86,9 @@ class Comparer(Panel):
                 side.value = options[min(second, len(options) - 1)][1] if options else None
         self._offering = False
         if then_compare:
-            self._compare()
+            self._hold_together()
 
-    def _compare(self) -> None:
+    def _hold_together(self) -> None:
         if self._offering:
             return
         of, (a, b) = self._of.value, (side.value for side in self._inputs)

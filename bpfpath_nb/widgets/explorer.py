@@ -49,7 +49,7 @@ class Explorer(Panel):
         self._first = packets.index[0] if len(packets) else 0
         self._rows = {
             "packets": Rows(
-                packets, ["flow", "namespaces", "hops", "total", "verdict", "reason", "where"],
+                packets, ["flow", "hops", "total", "verdict", "reason", "where", "namespaces"],
                 lambda row: self._go(packets.index[row]), self._narrow,
                 "udp port 53, or verdict == 'dropped'",
             ),
@@ -138,14 +138,17 @@ class Explorer(Panel):
         packet = recording.packets.iloc[place]
         first, count = int(recording.events.first[place]), int(recording.events.counts[place])
         peers = recording.packets[_of_path(recording.packets, packet["path"])]
-        slower = float((peers["total"] < packet["total"]).mean())
+        slower = (
+            f"; this one took longer than {(peers['total'] < packet['total']).mean():.0%} of them"
+            if len(peers) > 1
+            else ""
+        )
         flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
         lacking = "" if packet["complete"] else " (may lack hops)"
         self._title.value = facts(
             [
                 (f"packet {self.packet}", f"{flow}, {outcome(packet)}{lacking}"),
-                ("path", f"{packet['path']}, which {len(peers)} of {len(recording.packets)} packets took; "
-                         f"this one took longer than {slower:.0%} of them"),
+                ("path", f"{packet['path']}, which {len(peers)} of {len(recording.packets)} packets took{slower}"),
             ]
         )  # fmt: skip
         hops = recording.df.iloc[first : first + min(count, _MOST_HOPS)].droplevel("packet")

@@ -26,7 +26,8 @@ _WIDEST: Final = 44
 _GAP: Final = "\u00a0\u00a0"
 _STYLE = (
     "<style>.bpfpath-rows select, .bpfpath-rows pre {font-family: var(--jp-code-font-family, monospace); "
-    "font-size: 12px} .bpfpath-rows pre {margin: 0 0 0 9px; font-weight: bold}</style>"
+    "font-size: 12px} "
+    ".bpfpath-rows pre {margin: 0 0 0 3px; font-weight: bold; white-space: pre; overflow: hidden}</style>"
 )
 
 Narrow = Callable[[str], npt.NDArray[np.bool_]]
@@ -65,7 +66,7 @@ class Rows(ipywidgets.VBox):  # type: ignore[misc]
         )
         self._down = ipywidgets.ToggleButton(description="largest first", layout={"width": "9em"})
         self._back, self._on = (ipywidgets.Button(description=name, layout={"width": "3em"}) for name in ("<", ">"))
-        self._where, self._error, self._head = ipywidgets.Label(), ipywidgets.HTML(), ipywidgets.HTML()
+        self._where, self._error, self._head = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self._list = ipywidgets.Select(rows=page, layout={"width": "99%"})
         self._at = 0
         for control in (self._keep, self._sort, self._down):
@@ -76,7 +77,10 @@ class Rows(ipywidgets.VBox):  # type: ignore[misc]
         super().__init__(
             [
                 ipywidgets.HTML(_STYLE),
-                ipywidgets.HBox([self._keep, self._sort, self._down, self._back, self._on, self._where]),
+                ipywidgets.HBox(
+                    [self._keep, self._sort, self._down, self._back, self._on, self._where],
+                    layout={"flex_flow": "row wrap"},
+                ),
                 self._error, self._head, self._list,
             ]
         )  # fmt: skip
@@ -140,9 +144,9 @@ class Rows(ipywidgets.VBox):  # type: ignore[misc]
         first = self._at + 1 if total else 0
         self._where.value = f"{first} to {min(self._at + self._size, total)} of {total}{beyond}"
         self._back.disabled, self._on.disabled = self._at == 0, self._at + self._size >= total
-        with self._list.hold_trait_notifications():
-            self._list.options = list(zip(lines, self._page.tolist(), strict=True))
-            self._list.value = None
+        # First nothing is chosen: with a choice, other options would choose their first one by themselves.
+        self._list.value = None
+        self._list.options = list(zip(lines, self._page.tolist(), strict=True))
 
     def _chosen(self, row: Any) -> None:
         if row is not None:

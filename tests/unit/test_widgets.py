@@ -75,6 +75,15 @@ def test_a_row_that_is_chosen_is_told_by_its_place_in_the_frame(dns: Recording) 
     assert "of 3 (of 27 in all)" in made._where.value
 
 
+def test_other_rows_choose_nothing_by_themselves(dns: Recording) -> None:
+    made, found = rows(dns.packets, page=10)
+    chosen(made, 3)
+    made._keep.value = "verdict == 'dropped'"
+    made._sort.value = "total"
+    assert found == [3]
+    assert made._list.value is None
+
+
 def test_a_wrong_filter_is_told_and_all_rows_stay(dns: Recording) -> None:
     made, _ = rows(dns.packets)
     made._keep.value = "colour == 'red'"
@@ -242,6 +251,17 @@ def test_core_controls_only(dns: Recording, explorer: Explorer) -> None:
     for panel in (explorer, dns.compare_namespaces(), live()):
         assert parts(panel) <= {"@jupyter-widgets/base", "@jupyter-widgets/controls"}
     assert ipywidgets.__version__ >= "8"
+
+
+def test_no_name_of_ours_hides_one_of_ipywidgets(dns: Recording, explorer: Explorer) -> None:
+    """A `_compare` of ours once did, and front ends could no longer set anything."""
+    theirs = set(dir(ipywidgets.VBox()))
+    for panel in (explorer, dns.compare_namespaces(), live(), explorer._rows["packets"]):
+        kinds = [kind for kind in type(panel).__mro__ if kind.__module__.startswith("bpfpath_nb")]
+        functions = {name for kind in kinds for name, value in vars(kind).items() if callable(value)}
+        fields = set(vars(panel)) - set(vars(ipywidgets.VBox()))
+        hidden = (functions | fields) & theirs
+        assert hidden <= {"__init__", "close", "_repr_mimebundle_"}
 
 
 # -- a million hops
