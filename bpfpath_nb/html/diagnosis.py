@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from bpfpath_nb.diagnosis import Diagnosis
 
 MOST_FINDINGS: Final = 40
-"""Blocks shown; with the limit on the length of a command the page stays under 200 kB."""
+MOST_CHARACTERS: Final = 150_000
+"""Blocks shown, and how long they may be together: long names of others, escaped, must not swell a notebook."""
 
 _COMMAND_CHARACTERS: Final = 400
 # Of the palette of Okabe and Ito, which the colour-blind can tell apart; the word stands beside the colour.
@@ -20,7 +21,14 @@ _COLOURS: Final = {"fault": "#d55e00", "warning": "#e69f00", "note": "#0072b2"}
 
 def diagnosis_html(diagnosis: Diagnosis) -> str:
     """All findings as static HTML; values are escaped."""
-    blocks = [_block(row) for row in diagnosis.findings.head(MOST_FINDINGS).itertuples(index=False)]
+    blocks: list[str] = []
+    left = MOST_CHARACTERS
+    for row in diagnosis.findings.head(MOST_FINDINGS).itertuples(index=False):
+        block = _block(row)
+        left -= len(block)
+        if left < 0:
+            break
+        blocks.append(block)
     more = len(diagnosis) - len(blocks)
     if more > 0:
         blocks.append(f"<p>… and {more} more in <code>.findings</code></p>")

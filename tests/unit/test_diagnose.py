@@ -339,7 +339,13 @@ def test_anything_that_was_recorded_can_be_diagnosed(seed: int) -> None:
 
 
 def test_a_page_stays_small() -> None:
-    assert len(diagnosed("cases-6.18")[0]._repr_html_().encode()) < 200_000
+    diagnosis, _ = diagnosed("cases-6.18")
+    swollen = diagnosis.findings.assign(check="\n".join(['"' * 300] * 9), flow='"' * 400)
+
+    for findings in (diagnosis.findings, swollen):
+        page = Diagnosis(diagnosis.recording, findings, [])._repr_html_()
+        assert len(page.encode()) < 200_000
+        assert "more in <code>.findings</code>" in page
 
 
 def test_each_drop_has_a_rule_even_an_unknown_one() -> None:
