@@ -453,7 +453,7 @@ COMPARED_PATHS: Final = (
     Column("functions", "category", "its functions in order, as `a > b > c`"),
 )
 
-COMPARED_FUNCTIONS_INDEX: Final = (Column("func", "category", "kernel function"),)
+COMPARED_FUNCTIONS_INDEX: Final = FUNCTIONS_INDEX
 COMPARED_FUNCTIONS: Final = (FUNCTIONS[0], *_SHARES, *_LATENCIES, _CHANGE)
 
 COMPARED_TRANSITIONS_INDEX: Final = (

@@ -189,7 +189,7 @@ class Tables:
         }
         codes = np.array([layer[name] for name in self.sides.functions], np.int8)
         columns["layer"] = names.categorical(codes, LAYERS)
-        index = pd.CategoricalIndex(_texts(self.sides.functions), name="func")
+        index = pd.Index(self.sides.functions, dtype="str", name="func")
         return ordered(columns, index, schema.COMPARED_FUNCTIONS, "shift", seen)
 
     @cached_property

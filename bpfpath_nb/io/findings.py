@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _MOST: Final = 3
 """So many of a kind are told one by one."""
 
+_ZERO: Final = pd.Timedelta(0)
+
 _EVERYWHERE: Final = 6
 _NEARLY_ALL: Final = 0.7
 """From so many functions on, and such a share of them, it is not a place but the machine that changed."""
@@ -182,13 +184,16 @@ def _where(comparison: Comparison) -> list[str]:
     said = []
     for change, word in (("slower", "Slower"), ("faster", "Faster")):
         places = comparison.places[comparison.places["change"] == change]
+        # The rank test may be sure where the median is not; those are counted, not told.
+        resolved = places["shift_low"].gt(_ZERO) if change == "slower" else places["shift_high"].lt(_ZERO)
         told = [
             f"after {_place(key)}{_waiting(row)} {span(_ns(row['shift']), '+')} (95 % CI "
             f"{span(_ns(row['shift_low']), '+')} to {span(_ns(row['shift_high']), '+')})"
-            for key, row in places.head(_MOST).iterrows()
+            for key, row in places[resolved].head(_MOST).iterrows()
         ]
+        rest = len(places) - len(told)
         if told:
-            more = f", and {_count(len(places) - _MOST, 'more place')}" if len(places) > _MOST else ""
+            more = f", and {_count(rest, 'more place')}" if rest else ""
             said.append(f"{word} at the median in {comparison.names[1]}: {', '.join(told)}{more}.")
     for change, side, word in (("added", "b", "Only in"), ("gone", "a", "Not in")):
         places = comparison.places[comparison.places["change"] == change]
@@ -259,7 +264,7 @@ def _nothing(comparison: Comparison) -> list[str]:
     tables += [comparison.transitions, comparison.places]
     if any((~table["change"].isin(["same", "unclear"])).any() for table in tables):
         return []
-    return ["Nothing else differs beyond what chance can do."]
+    return ["Nothing differs beyond what chance can do."]
 
 
 def _two_packets(comparison: Comparison) -> list[str]:

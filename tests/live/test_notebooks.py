@@ -13,6 +13,11 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 # What must be in the outputs, in this order.
 SHOWS = {
+    "compare": [
+        "(9 of 63) end in NETFILTER_DROP in netns router; none of before did",
+        "Only in slow: median time after qdisc_enqueue in netns router on eth1 (waiting: qdisc)",
+        "Two packets show what happened to them, not what usually happens.",
+    ],
     "quickstart": ["10.0.2.2", "NETFILTER_DROP", "NO_SOCKET"],
     "drops": [
         "the way back to the source leads through another interface",
