@@ -24,7 +24,7 @@ DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-t
 DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static kmod file xz-utils squashfs-tools debian-archive-keyring
 KERNELS := 5.10 6.1 6.12 sid
 
-.PHONY: help demo test test-kernels bench bench-kernels soak lint clean debian-demo debian-test debian-kernels
+.PHONY: help demo test test-kernels gallery bench bench-kernels soak lint clean debian-demo debian-test debian-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ test: debian-test .venv/installed ## everything that can be proven on this machi
 
 test-kernels: debian-kernels .venv/installed ## the same on stock kernels, each in an emulated machine: KERNELS="5.10 6.12"
 	@$(AS_ROOT) KERNELS="$(KERNELS)" BPFPATH_RECORD="$${BPFPATH_RECORD:-}" $(PY) -m pytest -v tests/kernels
+
+gallery: .venv/installed ## docs/gallery.md and its pictures, from the recordings in this repository
+	@$(PY) docs/gallery.py
 
 bench: debian-demo .venv/installed ## events/s drained, time until armed, cost per hop; frames of ten million hops
 	@$(AS_ROOT) $(PY) benchmarks/run.py

@@ -44,7 +44,10 @@ _SAYS: Final = {
     "total": "time from a packet's first hop to its last",
 }
 
-_KEY: Final = f"Bar: the middle half; line: 1 % to 99 %; tick: median; ring: slowest. Up to {FEW} values: each a point."
+_KEY: Final = (
+    f"Bar: the middle half; line: 1 % to 99 %; tick: median; ring: slowest. Up to {FEW} values: each a point. "
+    "At the right: how many, their median, their share of all the time."
+)
 
 
 @dataclass
@@ -285,7 +288,6 @@ def _boxes(ax: Axes, theme: style.Theme, groups: _Groups, shown: int, of: Of) ->
     for at in range(shown):
         said = f"{groups.count[at]:,} of {style.duration(p50[at])}, {share[at]:.2g} %"
         ax.annotate(said, (1, at), xycoords=("axes fraction", "data"), xytext=(4, 0), va="center", **aside)
-    ax.annotate("count, median,\nshare of time", (1, 1), xycoords="axes fraction", xytext=(4, 2), va="bottom", **aside)
 
 
 def _curves(ax: Axes, theme: style.Theme, groups: _Groups, shown: int, of: Of) -> None:
