@@ -96,7 +96,7 @@ def page() -> str:
         "```",
     ]
     for picture in PICTURES:
-        code = picture.code if picture.theme == "light" else f"{picture.code}    # theme='dark'"
+        code = picture.code if picture.theme == "light" else f"{picture.code}  # theme='dark'"
         parts.append(f"{picture.says}\n\n```python\n{code}\n```\n\n![{picture.says}](gallery/{picture.name}.png)")
     return "\n\n".join(parts) + "\n"
 

@@ -288,8 +288,11 @@ def note(ax: Axes, theme: Theme, recording: Recording | Sequence[Recording], *sa
         lines += _sampled(one)
     if not lines:
         return
-    width = ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
-    shown = "\n".join(part for line in dict.fromkeys(lines) for part in textwrap.wrap(line, int(width * 15)))
+    # What stands left of the axes takes from the width; a note wider than the rest would push the axes together.
+    beside = max((len(part) for text in ax.get_yticklabels() for part in text.get_text().split("\n")), default=0)
+    width = ax.get_figure(root=True).get_figwidth() - beside * TEXT * 0.58 / 72  # type: ignore[union-attr]
+    wrapped = (part for line in dict.fromkeys(lines) for part in textwrap.wrap(line, max(int(width * 15), 40)))
+    shown = "\n".join(wrapped)
     ax.annotate(shown, (0, 0), xycoords=("axes fraction", ax.xaxis.label), xytext=(0, -5), textcoords="offset points",
                 fontsize=SMALL, color=theme.soft, va="top", annotation_clip=False, gid="note")  # fmt: skip
 
