@@ -282,6 +282,7 @@ def _file(path: Path) -> tuple[Any, dict[str, Any]]:
         _check_version(path, metadata)
         if raw.get(_DIGEST_KEY) != _digest(raw[_KEY]):
             raise ValueError("its metadata is not what was written")
+        _check_size(parquet.metadata, path.stat().st_size)
     return parquet, metadata
 
 
@@ -297,3 +298,20 @@ def _check_version(path: Path, metadata: Any) -> None:
             f"{path} has version {version} of the format, and this bpfpath_nb reads up to {SCHEMA_VERSION}. "
             "Upgrade with `pip install -U bpfpath_nb` and load it again."
         )
+
+
+_ROWS_PER_BYTE: Final = 8
+"""A file has at most so many hops for each of its bytes; a real one has one hop in some ten bytes."""
+_ROW_BYTES: Final = 1024
+"""A hop takes at most so many bytes of its columns, before they are compressed."""
+
+
+def _check_size(described: Any, size: int) -> None:
+    """Refuse a file that would unfold to much more than any capture of its size: a few bytes can claim any number."""
+    columns = (
+        described.row_group(group).column(at).total_uncompressed_size
+        for group in range(described.num_row_groups)
+        for at in range(described.num_columns)
+    )
+    if described.num_rows > _ROWS_PER_BYTE * size or sum(columns) > _ROW_BYTES * (described.num_rows + 1000):
+        raise ValueError("it claims more hops than fit into a file of its size")

@@ -7,9 +7,12 @@ distribution's Python packages, is found from a venv that sees none of those, wi
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,53 @@ try:
 except ImportError:
     print("only bcc", bcc.__file__)
 assert not [place for place in sys.path if "dist-packages" in place], sys.path
+"""
+
+
+NOBODY = 65534
+"""Debian's user `nobody`, and its group."""
+
+EVERYTHING = """
+import os
+import matplotlib
+from bpfpath_nb import Recording, compare, sample
+from bpfpath_nb.samples import SAMPLES
+
+assert os.geteuid() != 0
+assert "CapEff:\\t0000000000000000" in open("/proc/self/status").read()
+try:
+    import bcc
+except ImportError:
+    pass
+else:
+    raise AssertionError("bcc is here")
+matplotlib.use("agg")
+
+FRAMES = ("df", "packets", "paths", "functions", "transitions", "drops", "namespaces", "quality")
+for name in SAMPLES:
+    recording = sample(name)
+    for frame in FRAMES:
+        assert len(getattr(recording, frame)), (name, frame)
+recording = sample("dns")
+assert len(recording.latency(by=["netns"]))
+answered, dropped = (recording.query(f"verdict == '{verdict}'") for verdict in ("delivered", "dropped"))
+assert (len(answered.packets), len(dropped.packets)) == (24, 3)
+assert len(recording.where("udp dst port 53").packets) == 15
+
+comparison, diagnosis = compare(answered, dropped), recording.diagnose()
+assert "100 points" in str(comparison.summary)
+assert "nft list ruleset" in repr(diagnosis)
+for shown in (recording, comparison, diagnosis):
+    assert shown._repr_html_()
+recording.plot.timeline(1).figure.savefig("timeline.png")
+
+assert Recording.load(recording.save("x.parquet")).df.equals(recording.df)
+assert len(recording.redact().packets) == len(recording.packets)
+recording.to_pcapng("x.pcapng")
+recording.to_perfetto("x.pftrace")
+recording.to_json("x.jsonl")
+assert "NETFILTER_DROP" in recording.text()
+print(*sorted(os.listdir()))
 """
 
 
@@ -79,8 +129,38 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain") / "venv"
     run([sys.executable, "-m", "venv", folder])
     python = folder / "bin/python"
-    run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel])
+    run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[perfetto]"])
     return python
+
+
+def _link(source: str, target: str) -> None:
+    """Nobody writes to it, so it need not be a copy."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
+@pytest.fixture(scope="module")
+def ordinary(installed: Path, wheel: Path) -> Iterator[Path]:
+    """The Python of a venv that an ordinary user may use: of the system's Python, where everybody can get to it."""
+    with tempfile.TemporaryDirectory(prefix="bpfpath-ordinary-") as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        python = place / "venv/bin/python"
+        run(["/usr/bin/python3", "-m", "venv", place / "venv"])
+        version = "import sys; print(sys.version_info[:2])"
+        if run([python, "-c", version]) == run([installed, "-c", version]):
+            (site,) = place.glob("venv/lib/python3*/site-packages")
+            (other,) = installed.parents[1].glob("lib/python3*/site-packages")
+            shutil.copytree(other, site, copy_function=_link, dirs_exist_ok=True)
+        else:
+            run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[perfetto]"])
+        work = place / "work"
+        work.mkdir()
+        os.chown(work, NOBODY, NOBODY)
+        yield python
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +237,13 @@ def test_captures_from_a_checkout(installed: Path, lab_prefix: str) -> None:
 
     assert Path(where) == ROOT / "bpfpath_nb/__init__.py"
     assert result == "10.0.2.2 2 3"
+
+
+def test_everything_but_capturing_needs_no_root_and_no_bcc(ordinary: Path) -> None:
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--inh-caps=-all",
+            "--bounding-set=-all"]  # fmt: skip
+    work = ordinary.parents[2] / "work"
+
+    said = run([*user, "env", f"HOME={work}", ordinary, "-W", "error::ResourceWarning", "-c", EVERYTHING], cwd=work)
+
+    assert {"timeline.png", "x.jsonl", "x.parquet", "x.pcapng", "x.pftrace"} <= set(said.split())
