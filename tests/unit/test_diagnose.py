@@ -185,6 +185,14 @@ def test_every_drop_of_a_case_is_explained_by_its_own_rule() -> None:
     assert set(general["func"]) == {"tun_queue_purge", "icmpv6_rcv"}
 
 
+def test_ordinary_traffic_is_not_called_faulty() -> None:
+    diagnosis, _ = diagnosed("cases-6.18")
+    told = diagnosis.findings.loc[list(found("cases-6.18")["ordinary"].values())]
+
+    # A busy machine may let a program read late; that is a warning.
+    assert set(told["rule"]) <= {"wait-socket"}
+
+
 def test_kernels_without_reasons_are_explained_by_function() -> None:
     findings = diagnosed("unreasoned")[0].findings
     explained = {case: set(rules_) for case, rules_ in found("unreasoned").items()}

@@ -379,3 +379,26 @@ def tcp_min_ttl(scene: Scene) -> None:
     listening = scene.listen("server", 7322, kind=socket.SOCK_STREAM)
     listening.setsockopt(socket.IPPROTO_IP, IP_MINTTL, 255)
     segment(scene, wire.tcp(scene.client, scene.server, 4000, 7322))
+
+
+@case("nothing is wrong", verdict="delivered")
+def ordinary(scene: Scene) -> None:
+    """Questions and answers over UDP, a megabyte over TCP, and an orderly end of the connection."""
+    here, there = scene.open_socket("client"), scene.listen("server", 7330)
+    for _ in range(3):
+        here.sendto(b"question", (scene.server, 7330))
+        _, peer = there.recvfrom(100)
+        there.sendto(b"answer", peer)
+        here.recv(100)
+    scene.run("client", f"ping -c2 -i0.05 {scene.server}")
+    here, there, _ = scene.connection(7331)
+    for _ in range(50):
+        here.sendall(bytes(20000))
+        missing = 20000
+        while missing:
+            missing -= len(there.recv(missing))
+    here.shutdown(socket.SHUT_WR)
+    there.recv(1)
+    there.close()
+    here.recv(1)
+    here.close()
