@@ -27,6 +27,9 @@ _EVERYWHERE: Final = 6
 _NEARLY_ALL: Final = 0.7
 """From so many functions on, and such a share of them, it is not a place but the machine that changed."""
 
+_MANY: Final = 20
+"""From so many functions on that one side alone traced their cost is said."""
+
 _UNTIL: Final = {
     "delivered": "time to the socket",
     "dropped": "time to the drop",
@@ -313,6 +316,10 @@ def _reservations(comparison: Comparison) -> list[str]:
             )
         if losses(recording.events):
             said += [f"Not everything of {name} was recorded: {line}." for line in loss_lines(recording)]
+        if len(alone) > _MANY:
+            said.append(
+                f"Each function that is traced costs a packet time: that {name} traced more slows it by itself."
+            )
         if alone:
             some = ", ".join(alone[:_MOST]) + (", ..." if len(alone) > _MOST else "")
             said.append(f"Left out: {_count(len(alone), 'function')} that only {name} traced ({some}).")
