@@ -22,7 +22,8 @@ DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-t
 
 # Emulated machines for the stock kernels.
 DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static kmod file xz-utils squashfs-tools debian-archive-keyring
-KERNELS := 5.10 6.1 6.12 sid
+# The longest first: two run side by side.
+KERNELS := 6.12 5.10 6.1 sid
 
 .PHONY: help demo test test-kernels gallery bench bench-kernels soak lint clean debian-demo debian-test debian-kernels
 

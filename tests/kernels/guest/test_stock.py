@@ -273,6 +273,7 @@ def test_a_full_socket_buffer(recording: Recording) -> None:
         assert set(dropped["reason"]) == {"SOCKET_RCVBUFF"}
 
 
+@pytest.mark.only("6.1", "6.12", "sid")  # single kprobes, kprobe.multi, and the newest names
 def test_loopback_from_socket_to_socket(lab: Lab, record_property: Note) -> None:
     """All functions: a datagram's way from the sender's socket to the reader's."""
     with Capture("udp port 7200", functions="all", timeout=1800) as cap:
@@ -297,7 +298,7 @@ def test_loopback_from_socket_to_socket(lab: Lab, record_property: Note) -> None
         assert seconds < 2.0
 
 
-@pytest.mark.only("5.10", "6.12")  # clsact and TCX
+@pytest.mark.only("6.12")
 @pytest.mark.parametrize("match", ["tc", "every"])
 def test_the_other_entry_modes(lab: Lab, recording: Recording, match: str) -> None:
     with Capture("udp port 7500", match=match, timeout=900) as cap:
@@ -321,6 +322,7 @@ def test_a_list_in_the_papers_format(lab: Lab, tmp_path: Path) -> None:
     assert "ip_finish_output2" not in functions
 
 
+@pytest.mark.only("5.10", "6.12")  # single kprobes and clsact, kprobe.multi and TCX
 def test_side_by_side_and_killed(lab: Lab) -> None:
     with Capture("udp port 7700", timeout=900) as one, Capture("udp port 7701", timeout=900) as other:
         send(lab, "client", lab.address("router"), 7700)
