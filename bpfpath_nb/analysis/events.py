@@ -207,7 +207,10 @@ class Events:
     @cached_property
     def utc(self) -> npt.NDArray[np.int64]:
         """Each hop's time in ns since 1970, UTC."""
-        return self.hops["time"].astype(np.int64) + (self.start.realtime - self.start.monotonic)
+        utc = self.hops["time"].astype(np.int64)
+        utc += self.start.realtime - self.start.monotonic
+        utc.flags.writeable = False  # the frame of hops shares it
+        return utc
 
     @cached_property
     def fact_of(self) -> npt.NDArray[np.int32]:

@@ -82,7 +82,7 @@ def hop_flows(events: Events, flows: Flows) -> names.Named:
 
 def timestamps(utc: npt.NDArray[np.int64]) -> pd.DatetimeIndex:
     """ns since 1970 as a column of UTC times."""
-    return pd.DatetimeIndex(utc.view("M8[ns]")).tz_localize("UTC")
+    return pd.DatetimeIndex(utc, dtype="datetime64[ns, UTC]", copy=False)
 
 
 def timedeltas(ns: npt.NDArray[np.int64]) -> npt.NDArray[np.timedelta64]:

@@ -42,24 +42,24 @@ def quantiles(group: npt.NDArray[Any], count: int, values: Int64s) -> dict[str, 
     known = values >= 0
     if len(group) and int(group.min()) < 0:
         known &= group >= 0
-    if not known.all():
-        group, values = group[known], values[known]
-    size = np.bincount(group, minlength=count).astype(np.int64)
-    values = sort_within(group, count, values)
+    rows: Any = slice(None) if known.all() else known
+    size = np.bincount(group[rows], minlength=count).astype(np.int64)
+    values = sort_within(group, count, values, rows)
     begin = np.cumsum(size) - size
     found = {name: _at(values, begin, size, percent) for name, percent in PERCENTS.items()}
     return found | {"total": _totals(values, begin, size)}
 
 
-def sort_within(group: npt.NDArray[Any], count: int, values: Int64s) -> Int64s:
-    """The values, group by group, ascending in each."""
+def sort_within(group: npt.NDArray[Any], count: int, values: Int64s, rows: Any = slice(None)) -> Int64s:
+    """The values (of some rows), group by group, ascending in each."""
     bits = int(values.max(initial=0)).bit_length()
     if bits + count.bit_length() > 63:
+        group, values = group[rows], values[rows]
         order = np.argsort(values, kind="stable")
         return values[order[np.argsort(group[order], kind="stable")]]
-    keys = group.astype(np.int64)
+    keys: Int64s = group[rows].astype(np.int64)
     keys <<= bits
-    keys |= values
+    keys |= values[rows]
     keys.sort()
     keys &= (1 << bits) - 1
     return keys

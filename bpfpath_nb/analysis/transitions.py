@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis import names
@@ -27,13 +28,9 @@ def transitions_frame(hops: HopColumns) -> pd.DataFrame:
         Index (from, to); columns as schema.TRANSITIONS.
     """
     functions = len(hops.func.names)
-    pair = np.full(len(hops), -1, np.int64)
-    func = hops.func.codes.astype(np.int64)
-    pair[:-1] = func[:-1] * functions + func[1:]
-    pair[hops.last] = -1
+    which, distinct = _number(hops, functions)
     time = np.zeros(len(hops), np.int64)
     np.subtract(hops.time[1:], hops.time[:-1], out=time[:-1])
-    which, distinct = _number(pair, functions)
     count = len(distinct)
     found = quantiles(which, count, time)
     rows = np.flatnonzero((hops.queue >= 0) & (which >= 0))
@@ -55,8 +52,13 @@ def transitions_frame(hops: HopColumns) -> pd.DataFrame:
     return pd.DataFrame({column.name: columns[column.name] for column in TRANSITIONS}, index=index)
 
 
-def _number(pair: Any, functions: int) -> tuple[Any, Any]:
-    """Number the pairs that occur, from 0; -1 stays."""
+def _number(hops: HopColumns, functions: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+    """Of each hop a number for its function and the next one, from 0, -1 on the last; and the pairs that occur."""
+    func = hops.func.codes
+    pair: Any = np.full(len(hops), -1, np.int32 if functions < 1 << 15 else np.int64)
+    np.multiply(func[:-1], functions, out=pair[:-1], dtype=pair.dtype)
+    pair[:-1] += func[1:]
+    pair[hops.last] = -1
     seen = np.zeros(functions * functions + 1, bool)
     seen[pair] = True
     distinct = np.flatnonzero(seen[:-1])
