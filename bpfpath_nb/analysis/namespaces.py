@@ -33,6 +33,8 @@ def namespaces_frame(events: Events, hops: HopColumns) -> pd.DataFrame:
     gap = hops.gap.clip(min=0)
     packets = hops.packets_with(code, count)
     order = np.argsort(-packets, kind="stable")
+    # A number had other names before or after these hops.
+    order = order[packets[order] > 0]
     columns: dict[str, Any] = {
         "packets": packets,
         "hops": _count(code, count),

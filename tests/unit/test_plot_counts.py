@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from pictures import assert_legible, named, untouched, words
-from streams import Capture, capture
+from streams import CLIENT, DEVICES, MONOTONIC, Capture, capture
 
 from bpfpath_nb import sample
+from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import FunctionError, OptionError
 from bpfpath_nb.plot import style
@@ -117,6 +118,14 @@ def test_a_namespaces_bar_is_its_mean_time_per_packet(few: Recording) -> None:
         ends[row] = max(ends[row], bar.get_x() + bar.get_width())
     frame = few.namespaces.loc[rows(ax)]
     assert ends == pytest.approx(frame["time"].to_numpy().view(np.int64) / frame["packets"].to_numpy())
+
+
+def test_a_name_that_no_packet_met_is_no_namespace() -> None:
+    made = capture(5).recording().events
+    devices = [(MONOTONIC - 10, CLIENT, 0, "another's"), *DEVICES]
+    recording = Recording(Events.build(made.start, dict(made.hops), made.facts, devices=devices))
+    assert sorted(recording.namespaces.index) == ["client", "router", "server"]
+    assert sorted(rows(recording.plot.namespaces())) == ["client", "router", "server"]
 
 
 def test_waiting_is_hatched_in_namespaces(few: Recording) -> None:
