@@ -66,9 +66,10 @@ def redact(events: Events, key: bytes) -> Events:
     to = _kernel_addresses(events)
     hops = dict(events.hops)
     hops["skb"], hops["location"] = _ranked(hops["skb"], _HEAP), to(hops["location"])
+    returns = dict(events.returns) | {"location": to(events.returns["location"])}
     stacks = events.stacks.copy()
     stacks["frames"] = to(stacks["frames"])
-    for values in (hops["skb"], hops["location"], stacks):
+    for values in (hops["skb"], hops["location"], returns["location"], stacks):
         values.flags.writeable = False
     end = events.end and {name: events.end[name] for name in ("reason", "time") if name in events.end}
     return replace(
@@ -76,6 +77,7 @@ def redact(events: Events, key: bytes) -> Events:
         start=_start(events, other),
         hops=hops,
         facts=_facts(events.facts, other),
+        returns=returns,
         stacks=stacks,
         processes={pid: other.name("process", comm) for pid, comm in events.processes.items()},
         devices=names,
@@ -109,7 +111,12 @@ def _ranked(addresses: npt.NDArray[np.uint64], base: int) -> npt.NDArray[np.uint
 
 def _kernel_addresses(events: Events) -> Any:
     """A function that moves addresses of places in the kernel, and stack pointers, alike wherever they stand."""
-    everywhere = [events.hops["location"], events.stacks["frames"].reshape(-1), np.array(list(events.locations), "u8")]
+    everywhere = [
+        events.hops["location"],
+        events.returns["location"],
+        events.stacks["frames"].reshape(-1),
+        np.array(list(events.locations), np.uint64),
+    ]
     known = np.unique(np.concatenate([values.astype(np.uint64) for values in everywhere]))
     moved = _ranked(known, _TEXT)
 
@@ -196,7 +203,9 @@ def _start(events: Events, other: Pseudonyms) -> StartRecord:
     raw["host"] = other.name("host", events.start.host) if events.start.host else ""
     raw["filter"] = redacted_filter(events.start.filter, other)
     raw["redacted"] = True
-    raw["timing"] = {k: v for k, v in dict(raw.get("timing", {})).items() if isinstance(v, (int, float))}
+    for measured in ("timing", "cost"):
+        if isinstance(raw.get(measured), dict):
+            raw[measured] = {k: v for k, v in raw[measured].items() if isinstance(v, (int, float))}
     secret = _words_of(events)
     raw["refused"] = [
         {"name": _without(r.name, secret), "why": _without(r.why, secret), "instead": _without(r.instead, secret)}

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,7 @@ from bpfpath_nb.analysis.pseudonyms import Pseudonyms
 from bpfpath_nb.analysis.redact import _facts, redacted_filter
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.recording import Recording
-from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
+from bpfpath_nb.schema import EVENT_DTYPE, EVENT_FLAGS, FACTS_DTYPE
 
 KEY = b"test"
 LLDP = "01:80:c2:00:00:0e"
@@ -148,6 +149,36 @@ def test_the_same_key_gives_the_same_names_and_another_key_others() -> None:
 
     assert one.df.equals(again.df)
     assert set(one.packets["src"]).isdisjoint(another.packets["src"])
+
+
+def test_how_the_kernels_memory_is_laid_out_is_not_told() -> None:
+    recording = Recording.load(Path(__file__).parents[1] / "recordings/version2.parquet")
+    assert len(recording.events.stacks)
+
+    redacted = recording.redact(KEY)
+
+    for addresses in ("location", "skb"):
+        shared = set(recording.events.hops[addresses].tolist()) & set(redacted.events.hops[addresses].tolist())
+        assert shared <= {0}
+    assert set(recording.events.stacks["frames"].ravel().tolist()) & set(redacted.events.stacks["frames"].ravel()) <= {
+        0
+    }
+    assert redacted.drops[["func", "offset", "stack"]].equals(recording.drops[["func", "offset", "stack"]])
+
+
+def test_calls_and_their_returns_still_find_each_other() -> None:
+    made = Capture(np.zeros(2, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
+    made.events["packet"], made.events["func"] = 1, 10
+    made.events["time"], made.events["seq"] = [1000, 1700], [0, 1]
+    made.events["location"] = 0xFFFFC90000123458
+    made.events["flags"][1] = EVENT_FLAGS["return"]
+    recording = made.recording()
+    assert recording.df["duration"].iat[0] == pd.Timedelta(700)
+
+    redacted = recording.redact(KEY)
+
+    assert redacted.df["duration"].equals(recording.df["duration"])
+    assert 0xFFFFC90000123458 not in {*redacted.events.hops["location"], *redacted.events.returns["location"]}
 
 
 @pytest.mark.parametrize("key", ["", b"", 5])
