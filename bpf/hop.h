@@ -488,7 +488,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	head = read_pointer(skb, sk_buff__head);
 	if (!head)
 		return 0;
-	path = path_of(state, skb, head);
+	path = state->tagged ? path_of(state, skb, head) : 0;
 	if (path && path->ignored)
 		goto end;
 	if (!path && state->tagged && !(where.kind & (KIND_RECEIVE | KIND_BIRTH)))
