@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 
 from bpfpath_nb.tracer.counters import CALIBRATING, DISARMED, Counters
 from bpfpath_nb.tracer.ring import Ring
@@ -54,8 +55,9 @@ def measure(program: Program, counters: Counters, tc: int, rings: Iterable[Ring]
         cost = {"refused": run(tc, MARK), "hop": run(tc, MARK + 1)}
     finally:
         counters.arm(DISARMED)
-        for name in ("skb_map", "moved", "processes"):
-            program.map(name).clear()
+        for name in ("skb_map", "moved", "processes", "taken"):
+            with suppress(KeyError):  # a map that kernels with more to offer do not need
+                program.map(name).clear()
         for ring in rings:
             while len(ring.take()):
                 pass
