@@ -190,6 +190,28 @@ def test_a_change_of_mix_is_no_change_of_speed() -> None:
     assert (found.paths["change"] == "shifted").all()
 
 
+def test_a_machine_that_became_slower_everywhere_is_told_from_a_place() -> None:
+    everywhere = dict.fromkeys(streams.INDEX, 8000)
+
+    found = compare(rec(300, 1, kinds=USUAL), rec(300, 2, kinds=USUAL, delay=everywhere))
+
+    assert "9 of 9 functions became slower: that is how a change of the machine as a whole looks" in found.summary
+    assert "as a whole" not in compare(rec(300, 1), rec(300, 2, delay={"tc_egress": 8000})).summary
+
+
+def test_the_time_in_a_new_place_is_told() -> None:
+    found = compare(
+        rec(300, 1, kinds=("closed",)), rec(300, 2, kinds=("closed", "used"), delay={"skb_copy_datagram_iovec": 1})
+    )
+    back = compare(rec(300, 1, kinds=("answered", "left")), rec(300, 2, kinds=("left",)))
+
+    assert "Only in after" not in found.summary  # what ends there has spent no time there
+    assert "Not in after, but in before: median time after" in back.summary
+    gone = back.places[back.places["change"].eq("gone") & back.places["median_a"].notna()]
+    longest = gone["median_a"].idxmax()
+    assert f"after {longest[2]} in netns {longest[0]} on {longest[1]}" in back.summary
+
+
 # Sides
 
 
