@@ -20,12 +20,16 @@ DEBIAN_DEMO := python3 python3-venv python3-bpfcc libpcap0.8 linux-libc-dev \
 # tshark, which reads what we export.
 DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-tools clang-format git tshark
 
+# A browser for JupyterLab, with something to write in.
+DEBIAN_BROWSER := $(DEBIAN_TEST) chromium fonts-dejavu-core
+
 # Emulated machines for the stock kernels.
 DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static kmod file xz-utils squashfs-tools debian-archive-keyring
 # The longest first: two run side by side.
 KERNELS := 6.12 5.10 6.1 sid
 
-.PHONY: help demo test test-kernels gallery bench bench-kernels soak lint clean debian-demo debian-test debian-kernels
+.PHONY: help demo test test-browser screenshots test-kernels gallery bench bench-kernels soak lint clean \
+	debian-demo debian-test debian-browser debian-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -36,6 +40,13 @@ demo: debian-demo .venv/installed ## three real DNS queries through three networ
 
 test: debian-test .venv/installed ## everything that can be proven on this machine
 	@$(AS_ROOT) $(PY) -m pytest
+
+test-browser: debian-browser .venv/installed ## JupyterLab in a real browser: captured live, clicked through, read where nothing runs
+	@$(AS_ROOT) $(PY) -m pytest tests/browser
+
+screenshots: debian-browser .venv/installed ## pictures of the panels for docs/, taken by the same tests
+	@mkdir -p docs/screenshots
+	@$(AS_ROOT) BPFPATH_SHOTS=docs/screenshots $(PY) -m pytest tests/browser
 
 test-kernels: debian-kernels .venv/installed ## the same on stock kernels, each in an emulated machine: KERNELS="5.10 6.12"
 	@$(AS_ROOT) KERNELS="$(KERNELS)" BPFPATH_RECORD="$${BPFPATH_RECORD:-}" $(PY) -m pytest -v tests/kernels
@@ -66,6 +77,9 @@ clean: ## remove .venv, caches and what the other targets wrote
 
 debian-demo:
 	@$(call install-debian,$(DEBIAN_DEMO))
+
+debian-browser:
+	@$(call install-debian,$(DEBIAN_BROWSER))
 
 debian-kernels:
 	@$(call install-debian,$(DEBIAN_KERNELS))

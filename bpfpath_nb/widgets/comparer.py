@@ -13,7 +13,6 @@ import ipywidgets
 from bpfpath_nb.comparison import Comparison, compare
 from bpfpath_nb.errors import BpfpathError, OptionError
 from bpfpath_nb.html.comparison import alignment_html
-from bpfpath_nb.html.table import details
 from bpfpath_nb.recording import RecordingViews
 from bpfpath_nb.widgets.panel import Panel, Snapshot, problem
 
@@ -63,10 +62,8 @@ class Comparer(Panel):
 
     def snapshot(self) -> Snapshot:
         """The present comparison as static HTML."""
-        parts = [self._error.value, self._told.value]
-        if self._aligned.value:
-            parts.append(details("alignment", self._aligned.value))
-        return Snapshot("<div>\n" + "\n".join(parts) + "\n</div>", repr(self.comparison or "nothing is compared"))
+        html = f"<div>\n{self._error.value}{self._told.value}\n</div>"
+        return Snapshot(html, repr(self.comparison) if self.comparison else "nothing is compared")
 
     @property
     def _inputs(self) -> list[Any]:

@@ -19,6 +19,12 @@ SHOWS = {
         "Two packets show what happened to them, not what usually happens.",
     ],
     "quickstart": ["10.0.2.2", "NETFILTER_DROP", "NO_SOCKET"],
+    "explore": [
+        "24 delivered, 3 dropped",
+        "NETFILTER_DROP in nft_do_chain (router)",
+        "packet 25  udp 10.0.1.1:44632 > 10.0.2.2:53  85 bytes  dropped: NETFILTER_DROP in nft_do_chain",
+        "Packet 25 was dropped (NETFILTER_DROP) by nft_do_chain in netns router",
+    ],
     "drops": [
         "the way back to the source leads through another interface",
         "ip netns exec router sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.eth0.rp_filter",
