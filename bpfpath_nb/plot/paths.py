@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _MOST_FUNCTIONS: Final = 26
 """A line of more functions is folded into layers, unless asked for."""
 
+_MOST_UNFOLDED: Final = 6
+"""More lines than this are folded too: with slanted names each is two inches high."""
+
 _LINES: Final = 14
 _WAYS: Final = 400
 _WIDEST: Final = 11.0
@@ -133,8 +136,8 @@ def paths(
         return ax
     examples, count, left_out = _ways(whole)
     lines = {} if fold else _lines(whole, examples, count, folded=False)
-    if fold is None and max(len(line.layers) for line in lines.values()) > _MOST_FUNCTIONS:
-        fold = True
+    if fold is None:
+        fold = len(lines) > _MOST_UNFOLDED or max(len(line.layers) for line in lines.values()) > _MOST_FUNCTIONS
     if fold:
         lines = _lines(whole, examples, count, folded=True)
     order = _order(lines)

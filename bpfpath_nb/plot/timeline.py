@@ -35,6 +35,9 @@ Lanes = Literal["dev", "netns", "cpu"]
 _ROW: Final = 0.155
 """Inches that a row with a name in it takes."""
 
+_LEAST: Final = 2.3
+"""Rows that a lane has at least."""
+
 _MOST_ROWS: Final = 90
 _BAR: Final = 0.72
 """How much of its row a bar fills."""
@@ -175,11 +178,15 @@ def _rows(way: _Way, detail: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray
     if not detail:
         return way.lane.astype(np.float64) + 0.5, np.arange(len(way.lanes) + 1, dtype=np.float64)
     order = np.argsort(way.lane, kind="stable")
-    row = np.empty(len(order), np.float64)
-    # Half a row of air between lanes.
-    row[order] = np.arange(len(order)) + 0.5 + way.lane[order] * 0.5
     counts = np.bincount(way.lane, minlength=len(way.lanes))
-    return row, np.concatenate(([0.0], np.cumsum(counts + 0.5)), dtype=np.float64)
+    # Half a row of air between lanes, and room for a lane's name of two lines.
+    heights = np.maximum(counts + 0.5, _LEAST)
+    tops = np.concatenate(([0.0], np.cumsum(heights)), dtype=np.float64)
+    lane = way.lane[order]
+    row = np.empty(len(order), np.float64)
+    row[order] = np.arange(len(order)) - (np.cumsum(counts) - counts)[lane] + 0.5 + tops[lane]
+    row[order] += (heights - counts)[lane] / 2
+    return row, tops
 
 
 def _lanes(ax: Axes, theme: style.Theme, way: _Way, tops: npt.NDArray[np.float64]) -> None:
@@ -244,9 +251,10 @@ def _names_beside(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.f
         x, ha, shift, behind = way.end[at], "left", 4, None
         if way.end[at] + room > way.span * 1.03:
             x, ha, shift = way.begin[at], "right", -4
-            if x < room:
-                # Neither side has room: over its own bar.
-                x, behind = way.span * 1.03, {"facecolor": theme.paper, "alpha": 0.85, "linewidth": 0, "pad": 0.5}
+            if x < room and at < last:
+                # Neither side has room: over its own long bar, whose ends stay to be seen.
+                x, ha, shift = (way.begin[at] + way.end[at]) / 2, "center", 0
+                behind = {"facecolor": theme.paper, "alpha": 0.85, "linewidth": 0, "pad": 0.5}
         if at == last:
             shift *= 2
         ax.annotate(said, (x, row[at]), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center_baseline",
