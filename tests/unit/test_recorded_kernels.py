@@ -15,7 +15,7 @@ from bpfpath_nb.tracer import probes
 from bpfpath_nb.tracer.request import Request
 
 TESTS = Path(__file__).parents[1]
-RECORDED = ("6.1", "6.12")
+RECORDED = ("5.10", "6.1", "6.12")
 STOCK = ("5.10", "6.1", "6.12")
 TYPED = STOCK[1:]  # whose modules have BTF
 
@@ -41,7 +41,7 @@ def test_three_queries_end_as_they_did(recordings: dict[str, Recording], release
     assert recordings[release].quality["events_lost"] == 0
 
 
-@pytest.mark.parametrize("release", RECORDED)
+@pytest.mark.parametrize("release", RECORDED[1:])  # 5.10's is from before a raw socket's reading was told there
 def test_a_ping_is_read(recordings: dict[str, Recording], release: str) -> None:
     packets = recordings[release].packets
     replies = packets[packets["flow"].astype(str).str.contains("echo reply")]
