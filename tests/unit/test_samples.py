@@ -9,6 +9,7 @@ import pytest
 
 from bpfpath_nb import sample, samples
 from bpfpath_nb.errors import OptionError
+from bpfpath_nb.lab.samples import _SCRIPTS
 
 FOLDER = Path(samples.__file__).parent
 
@@ -38,8 +39,8 @@ def test_a_sample_does_not_name_the_machine_that_made_it(name: str) -> None:
     assert sample(name).start.host == "lab"
 
 
-def test_every_file_is_a_sample() -> None:
-    assert {path.stem for path in FOLDER.glob("*.parquet")} == set(samples.SAMPLES)
+def test_every_file_is_a_sample_and_can_be_made_anew() -> None:
+    assert {path.stem for path in FOLDER.glob("*.parquet")} == set(samples.SAMPLES) == set(_SCRIPTS)
 
 
 @pytest.mark.parametrize("name", ["ntp", "", "../dns", None])
