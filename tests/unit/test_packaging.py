@@ -16,7 +16,7 @@ import bpfpath_nb.version
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-CONDA_NAMES = {"matplotlib": "matplotlib-base", "build": "python-build"}
+CONDA_NAMES = {"matplotlib": "matplotlib-base", "build": "python-build", "duckdb": "python-duckdb"}
 """What conda-forge calls differently."""
 CONDA_LACKS = {"virtme-ng": "vm", "perfetto": "perfetto", "retis": "retis"}
 """What only PyPI has: environment.yml gets it through pip, as the extra of ours that is named here."""
@@ -30,7 +30,8 @@ def requirements() -> dict[str, str]:
 
 
 def split(line: str) -> tuple[str, str]:
-    match = re.fullmatch(r"([A-Za-z0-9_-]+)(.*)", line)
+    # conda-forge's packages bring what PyPI's have as extras.
+    match = re.fullmatch(r"([A-Za-z0-9_-]+)(?:\[[^]]*\])?(.*)", line)
     assert match, line
     return match[1], match[2]
 
