@@ -34,7 +34,7 @@ from traffic import recording as made_up
 from bpfpath_nb.recording import Recording
 
 PACKETS = (2_000, 20_000, 200_000)
-BESIDE_OTHERS = 1  # of these sizes the one at which others are measured: they would need minutes for the largest
+BESIDE_OTHERS = 1  # of these sizes the one at which others are measured: they need a minute for it
 RETIS_EVENTS = 100_000
 STEPS = ("df", "packets", "paths", "functions", "transitions")
 
