@@ -18,6 +18,7 @@ from streams import DEVICES, Capture, capture, start_record
 from bpfpath_nb import sample
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.html.report import report_html
+from bpfpath_nb.plot import style
 from bpfpath_nb.plot.image import draw_png
 from bpfpath_nb.recording import Recording
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
@@ -142,6 +143,15 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> 
     with pytest.raises(OSError, match="No such file"):
         capture(1, kinds=("left",)).recording().report(tmp_path / "none" / "x.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_keeps_its_colour_in_the_file() -> None:
+    recording = sample("dns")
+    image = Image.open(io.BytesIO(draw_png(recording.plot.timeline, 3))).convert("RGB")
+    found = {f"#{red:02x}{green:02x}{blue:02x}" for _, (red, green, blue) in image.getcolors(1 << 24)}
+    layers = set(recording.df.loc[3, "layer"].dropna())
+    assert {style.LAYER_COLOURS[layer] for layer in layers} <= found
+    assert {style.LIGHT.paper, style.LIGHT.band, style.LIGHT.ink} <= found
 
 
 def test_a_picture_is_small_the_same_each_time_and_unknown_to_pyplot() -> None:
