@@ -92,6 +92,11 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
         By the names of schema.QUALITY. Never hidden: reprs and files carry the losses too.
     """
     cost = events.start.cost
+    # A function of a module that was loaded later is refused first and met after all.
+    counts = np.bincount(events.hops["func"], minlength=len(events.start.functions))
+    met = {function.name for function, count in zip(events.start.functions, counts.tolist(), strict=True) if count}
+    refused = [entry for entry in events.start.refused if entry.instead or entry.name not in met]
+    untraced = {entry.name for entry in refused if not entry.instead}
     values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     values |= {
         "packets_sampled_out": events.counters.get("packets_sampled_out", 0),
@@ -101,10 +106,10 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
         "unfinished": int((packets["verdict"] == VERDICTS[-1]).sum()),
         "packets": len(packets),
         "hops": len(events),
-        "probes": len(events.start.functions),
-        "refused": len(events.start.refused),
+        "probes": sum(function.name not in untraced for function in events.start.functions),
+        "refused": len(refused),
         "not_traced": ", ".join(
-            f"{entry.name} ({entry.instead} instead)" if entry.instead else entry.name for entry in events.start.refused
+            f"{entry.name} ({entry.instead} instead)" if entry.instead else entry.name for entry in refused
         ),
         "cost_hop": cost.get("hop", np.nan),
         "cost_refused": cost.get("refused", np.nan),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from bpfpath_nb.errors import InterfaceError, OptionError, RequirementError
-from bpfpath_nb.kernel import Kernel
+from bpfpath_nb.kernel import Kernel, loaded_modules
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
 from bpfpath_nb.tracer import cost, probes, tc
 from bpfpath_nb.tracer.counters import Counters
@@ -51,6 +52,8 @@ class Attachment:
 
     Attributes
     ----------
+    kernel
+        As it is with the modules that are loaded now.
     events, facts
         The two rings.
     counters
@@ -72,7 +75,7 @@ class Attachment:
 
     def __init__(self, request: Request, kernel: Kernel) -> None:
         self._request = request
-        self._kernel = kernel
+        self.kernel = kernel
         self._undo = ExitStack()
         try:
             try:
@@ -95,8 +98,8 @@ class Attachment:
             "options": self._request.record(),
             "functions": [probe.record() for probe in self._plan.probes],
             "refused": self.refused,
-            "reasons": {str(number): name for number, name in self._kernel.reasons.items()},
-            "readers": sorted(self._kernel.catalogue.readers),
+            "reasons": {str(number): name for number, name in self.kernel.reasons.items()},
+            "readers": sorted(self.kernel.catalogue.readers),
             "timing": self._timing,
             "cost": self._cost,
             "ladder": {
@@ -119,6 +122,12 @@ class Attachment:
             self._follow(change)
         self._tell_unreachable()
 
+    def look_at_modules(self) -> None:
+        """Attach to what was asked for and has come with a module since the last time."""
+        if self._plan.awaited and self._kprobes is not None and loaded_modules() != self.kernel.loaded:
+            self.kernel = Kernel.running()
+            self._attach_awaited()
+
     # -- the steps of attaching
 
     def _attach(self, *, with_kprobes: bool) -> None:
@@ -129,7 +138,7 @@ class Attachment:
         self._told: set[int] = set()
         if request.returns:
             self._check_returns(with_kprobes=with_kprobes)
-        text, self._plan = unit(request, self._kernel, with_kprobes=with_kprobes)
+        text, self._plan = unit(request, self.kernel, with_kprobes=with_kprobes)
         self.refused = self._plan.refused
         self._places = Places(request.namespaces)
         self._undo.callback(self._places.close)
@@ -162,9 +171,9 @@ class Attachment:
                 "none). Boot a kernel with CONFIG_KPROBES, such as Debian's, trace on another host with "
                 "on='ssh://root@host', or leave `returns` out: `gap` tells the time from function to function."
             )
-        if COOKIES not in self._kernel.macros:
+        if COOKIES not in self.kernel.macros:
             raise RequirementError(
-                f"Kernel {self._kernel.release} does not tell a return probe which function it is of; that came with "
+                f"Kernel {self.kernel.release} does not tell a return probe which function it is of; that came with "
                 "5.15. Boot a newer kernel, or leave `returns` out: `gap` tells the time from function to function."
             )
         if self._request.functions == "drops":
@@ -182,16 +191,13 @@ class Attachment:
 
     def _attach_kprobes(self) -> None:
         self._kprobes: Kprobes | None = None
-        planned = self._plan.of_kind("kprobe")
+        planned = [probe for probe in self._plan.of_kind("kprobe") if probe not in self._plan.awaited]
         if not planned:
             return
-        symbols = self._kernel.symbols
         targets = []
         for probe in planned:
-            copies = {address: name for name in symbols.variants(probe.target) for address in symbols.addresses(name)}
-            if copies:
-                named = tuple((name, address) for address, name in copies.items())
-                targets.append(Target(probe.target, named, probe.cookie))
+            if copies := self._copies(probe.target):
+                targets.append(Target(probe.target, copies, probe.cookie))
             else:
                 self._refuse(probe.target, OSError("inlined by the compiler, or in a module that is not loaded"))
 
@@ -202,8 +208,9 @@ class Attachment:
             table = self._program.map("kprobe_cookies")
             table[table.Key(address)] = table.Leaf(cookie)
 
-        carried = COOKIES in self._kernel.macros
-        self._kprobes = Kprobes(load, None if carried else set_cookie, returns=self._request.returns)
+        carried = COOKIES in self.kernel.macros
+        self._new_kprobes = partial(Kprobes, load, None if carried else set_cookie, returns=self._request.returns)
+        self._kprobes = self._new_kprobes()
         self._undo.callback(self._kprobes.close)
         started = time.monotonic()
         refused = self._kprobes.attach(targets)
@@ -213,6 +220,32 @@ class Attachment:
         if not self._kprobes.programs:
             raise _NoKprobesError
         self.counted += self._kprobes.programs
+
+    def _copies(self, function: str) -> tuple[tuple[str, int], ...]:
+        """Symbol and address of each copy of a function."""
+        symbols = self.kernel.symbols
+        copies = {address: name for name in symbols.variants(function) for address in symbols.addresses(name)}
+        return tuple((name, address) for address, name in copies.items())
+
+    def _attach_awaited(self) -> None:
+        """Attach to functions whose module was loaded meanwhile."""
+        here = {**dict.fromkeys(self.kernel.untyped_functions, probes.NO_ARGUMENT), **self.kernel.functions}
+        targets = {}
+        for probe in self._plan.awaited:
+            names = (probe.target, *self.kernel.catalogue.stand_ins(probe.target))
+            name = next((name for name in names if name in here), probe.target)
+            register = here.get(name, probes.LAST_REGISTER + 1)
+            copies = self._copies(name)
+            if copies and (register <= probes.LAST_REGISTER or register == probes.NO_ARGUMENT):
+                targets[probe] = Target(probe.target, copies, probes.in_register(probe.cookie, register))
+        if not targets:
+            return
+        self._plan.awaited = [probe for probe in self._plan.awaited if probe not in targets]
+        kprobes = self._new_kprobes()
+        self._undo.callback(kprobes.close)
+        for name, why in kprobes.attach(list(targets.values())).items():
+            self._refuse(name, OSError(why))
+        self.counted += kprobes.programs
 
     def _attach_tracepoints(self) -> None:
         for probe in self._plan.of_kind("tracepoint"):

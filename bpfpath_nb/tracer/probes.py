@@ -91,11 +91,14 @@ class Plan:
         For the C.
     refused
         What was asked for and cannot be had here, for the start record.
+    awaited
+        Those of `probes` that are functions of no loaded module: one that has them may be loaded any time.
     """
 
     probes: list[Probe] = field(default_factory=list)
     macros: dict[str, int] = field(default_factory=dict)
     refused: list[dict[str, str]] = field(default_factory=list)
+    awaited: list[Probe] = field(default_factory=list)
 
     def of_kind(self, probe: str) -> list[Probe]:
         """The probes that are attached in one way."""
@@ -173,11 +176,22 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         if wanted and not _unsafe(name, kernel, made):
             made.probes.append(_tracepoint(name, len(made.probes), request, kernel, position, name in chosen.final))
     _tell_what_is_missing(made, chosen)
+    for name in chosen.missing if kernel.loaded else ():
+        kind = _kind(request, catalogue.layer_of(name), "")
+        made.awaited.append(_function(name, len(made.probes), kind, NO_ARGUMENT, kernel, False))
+        made.probes.append(made.awaited[-1])
+    if made.awaited and not kernel.modules:
+        made.macros["SEARCH_REGISTERS"] = 1
 
 
 def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, final: bool) -> Probe:
     cookie = func | (kind & 0xFF) << 16 | register << 24 | (kind >> 8) << 41
     return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, "", final, cookie)
+
+
+def in_register(cookie: int, register: int) -> int:
+    """The cookie of a function that takes its packet in another register."""
+    return cookie & ~(NO_ARGUMENT << 24) | register << 24
 
 
 def _plan_tracepoints(made: Plan, request: Request, kernel: Kernel) -> None:

@@ -75,7 +75,7 @@ def capture(request: Request, kernel: Kernel, sink: Sink, listen: Listen) -> Non
     detached = True
     try:
         writer = Writer(sink, {**identity(), **attachment.start_record()})
-        end = _Run(request, kernel, attachment, writer).until(listen)
+        end = _Run(request, attachment, writer).until(listen)
     except Gone:
         raise
     except Exception as error:
@@ -104,9 +104,8 @@ def _failed(error: Exception) -> dict[str, Any]:
 class _Run:
     """The loop of one capture."""
 
-    def __init__(self, request: Request, kernel: Kernel, attachment: Attachment, writer: Writer) -> None:
+    def __init__(self, request: Request, attachment: Attachment, writer: Writer) -> None:
         self._request = request
-        self._kernel = kernel
         self._attachment = attachment
         self._writer = writer
         self._delivered = 0
@@ -133,6 +132,7 @@ class _Run:
                 self._attachment.look_around(self._namespaces)
             if now >= next_count:
                 next_count = now + COUNT_EVERY
+                self._attachment.look_at_modules()
                 self._tell()
             reason = reason or self._limit(now - started, now)
         ended = time.monotonic_ns()
@@ -203,7 +203,7 @@ class _Run:
         if not fresh:
             return []
         self._locations.update(fresh)
-        found = self._kernel.symbols.resolve(np.array(fresh, np.uint64))
+        found = self._attachment.kernel.symbols.resolve(np.array(fresh, np.uint64))
         self._probes.update(
             address
             for address, symbol in zip(fresh, found, strict=True)

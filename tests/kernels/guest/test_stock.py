@@ -38,7 +38,6 @@ MODULES = (
     "nf_nat",
     "nft_chain_nat",
     "nft_ct",
-    "vxlan",
     "tun",
     "ip_tables",
     "cls_bpf",
@@ -180,9 +179,10 @@ def recording(lab: Lab) -> Recording:
 
 def keep(recording: Recording) -> None:
     name = ".".join(map(str, VERSION))
-    for module in ("openvswitch", "mac80211", "sch_fq_codel"):  # built in, or none, on some
+    for module in ("openvswitch", "mac80211", "sch_fq_codel", "vxlan"):  # built in, or none, on some
         subprocess.run(["modprobe", "-q", module], check=False)
     facts.record(TESTS / "facts" / f"{name}.json.gz")
+    subprocess.run(["modprobe", "-r", "vxlan"], check=True)  # for the test that loads it
     events = recording.events
     anywhere = StartRecord.from_dict(events.start.raw | {"host": "lab"})
     Recording(replace(events, start=anywhere)).save(TESTS / "recordings" / f"stock-{name}.parquet")
@@ -230,10 +230,25 @@ def test_the_ladder(recording: Recording, record_property: Note) -> None:
 def test_functions_of_modules(recording: Recording) -> None:
     """By the modules' BTF; on 5.10, which has none, by trying each argument."""
     traced = {function["name"] for function in recording.start.raw["functions"]}
-    assert {"veth_xmit", "nft_do_chain_ipv4", "nf_conntrack_in", "br_handle_frame_finish", "vxlan_xmit"} <= traced
+    assert {"veth_xmit", "nft_do_chain_ipv4", "nf_conntrack_in", "br_handle_frame_finish"} <= traced
     query, dropped = (to_port(recording, 53).index[row] for row in (0, 2))
     assert functions_of(recording, query).count("veth_xmit") == 2
     assert any(name.startswith("nft_do_chain") for name in functions_of(recording, dropped))
+
+
+def test_functions_of_a_module_that_is_loaded_during_the_capture(lab: Lab) -> None:
+    vxlan = "link add vx0 type vxlan id 42 dstport 4789 local 10.0.1.1\naddress add 10.9.9.1/24 dev vx0\n"
+    vxlan += "link set vx0 up\nneighbour add 10.9.9.2 lladdr 02:00:00:00:00:02 dev vx0\n"
+    with Capture("udp port 7800", functions=["ip_output", "vxlan_xmit"], timeout=900) as cap:
+        assert "vxlan_xmit" in cap.quality["not_traced"]
+        subprocess.run(["modprobe", "vxlan"], check=True)
+        lab.run("client", ["ip", "-batch", "-"], input=vxlan, timeout=300)
+        deadline = time.monotonic() + 60
+        while "vxlan_xmit" not in set(cap.df["func"]) and time.monotonic() < deadline:
+            send(lab, "client", "10.9.9.2", 7800)
+            time.sleep(1)
+    assert "vxlan_xmit" in set(cap.df["func"])
+    assert "vxlan_xmit" not in cap.quality["not_traced"]
 
 
 def test_three_queries(recording: Recording) -> None:
