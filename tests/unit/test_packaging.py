@@ -16,7 +16,12 @@ import bpfpath_nb.version
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-CONDA_NAMES = {"matplotlib": "matplotlib-base", "build": "python-build", "duckdb": "python-duckdb"}
+CONDA_NAMES = {
+    "matplotlib": "matplotlib-base",
+    "build": "python-build",
+    "duckdb": "python-duckdb",
+    "playwright": "playwright-python",
+}
 """What conda-forge calls differently."""
 CONDA_LACKS = {"virtme-ng": "vm", "perfetto": "perfetto", "retis": "retis"}
 """What only PyPI has: environment.yml gets it through pip, as the extra of ours that is named here."""
