@@ -2,9 +2,10 @@
 
     make bench-kernels
 
-One process sends UDP datagrams to itself over loopback. Time per datagram is the lower quartile of the means over short
-runs of them, so that what else the host does matters little; before and after each tool the same is measured without
-one. Emulated code is slow, so that figures are to be compared with each other only.
+One process sends UDP datagrams to itself over loopback. Time per datagram is the lower quartile, each timed by itself:
+what else the host does interrupts long runs, and would count against whoever is slower. Before and after each tool the
+same is measured without one. Emulated code is slow, so that figures are to be compared with each other only; the host
+should have nothing else to do.
 
 For each tool and set of functions: what traffic pays that the filter does not take, what it pays that the filter
 takes, how many events arrived and were lost, and how long attaching took. `functions` of pwru are chosen by a regular
@@ -37,8 +38,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT, OTHER = 7999, 9
-WARM, RUNS, OF = 200, 40, 20
-"""Datagrams before measuring, runs that are measured, and datagrams in each."""
+WARM, MEASURED = 200, 800
+"""Datagrams before measuring, and those that are measured."""
 NUMBERS = (10, 50, 100, 400)
 SUITE = "trixie"
 
@@ -82,12 +83,12 @@ class Load:
     def per_datagram(self) -> float:
         """Microseconds for each, the lower quartile."""
         self._send(WARM)
-        means = []
-        for _ in range(RUNS):
+        times = []
+        for _ in range(MEASURED):
             begin = time.perf_counter()
-            self._send(OF)
-            means.append((time.perf_counter() - begin) / OF * 1e6)
-        return statistics.quantiles(means, n=4)[0]
+            self._send(1)
+            times.append((time.perf_counter() - begin) * 1e6)
+        return statistics.quantiles(times, n=4)[0]
 
     def _send(self, count: int) -> None:
         self.sent += count
