@@ -18,7 +18,7 @@ from bpfpath_nb.plot import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS: Final = 256
+_COLOURS: Final = 64
 """Our pictures have flat areas of few colours: with a palette they take a third of the space."""
 
 
