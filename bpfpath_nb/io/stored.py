@@ -67,7 +67,7 @@ _READ_LATER: Final = ("hops", "facts", "returns", "stacks")
 class StoredColumns(dict[str, npt.NDArray[Any]]):
     """The columns of schema.EVENT, each read when it is first asked for."""
 
-    def __init__(self, read: Callable[[str], npt.NDArray[Any]]) -> None:
+    def __init__(self, read: Callable[[str, StoredColumns], npt.NDArray[Any]]) -> None:
         super().__init__()
         self._read = read
 
@@ -75,7 +75,7 @@ class StoredColumns(dict[str, npt.NDArray[Any]]):
         if name not in self:
             raise KeyError(name)
         if not super().__contains__(name):
-            super().__setitem__(name, self._read(name))
+            super().__setitem__(name, self._read(name, self))
         return super().__getitem__(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -261,13 +261,18 @@ def open_events(
     group : int, optional
         Only this part of the file, a row group; it has whole packets.
     """
-    events = object.__new__(StoredEvents)
     known = {field.name: getattr(beside, field.name) for field in dataclasses.fields(Events)}
     for name in _READ_LATER:
         del known[name]
-    events.__dict__.update(known, path=path, _parquet=parquet, _checksums=checksums, _group=group)
-    events.__dict__["hops"] = StoredColumns(events._column)
-    return events
+
+    def with_hops(hops: StoredColumns) -> StoredEvents:
+        events = object.__new__(StoredEvents)
+        events.__dict__.update(known, hops=hops, path=path, _parquet=parquet, _checksums=checksums, _group=group)
+        return events
+
+    # The columns do not hold the events that hold them, so that both go, and the file is closed, as soon as nobody
+    # needs them.
+    return with_hops(StoredColumns(lambda name, hops: with_hops(hops)._column(name)))
 
 
 def checksum(values: npt.NDArray[Any]) -> int:

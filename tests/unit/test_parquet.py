@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
 import stat
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -99,6 +101,24 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path):
     assert "facts" not in recording.events.__dict__
     with pytest.raises(KeyError):
         _ = hops["nothing"]
+
+
+def test_the_file_is_closed_when_nobody_needs_it(tmp_path):
+    path = capture(20).recording().save(tmp_path / "x.parquet")
+    recording = Recording.load(path)
+    _ = recording.functions
+    gc.disable()
+    try:
+        assert str(path) in opened()
+        del recording, _
+        assert str(path) not in opened()
+    finally:
+        gc.enable()
+
+
+def opened() -> set[str]:
+    """The files that this process has open."""
+    return {str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()}
 
 
 def test_no_packet_lies_in_two_row_groups(tmp_path, monkeypatch):
