@@ -35,6 +35,7 @@ def add_capture_options(parser: argparse.ArgumentParser) -> None:
     add("--max-events", type=int, metavar="N", help="end after so many hops")
     add("--events-ring", type=int, metavar="BYTES", help="size of the events' ring buffer, a power of two")
     add("--facts-ring", type=int, metavar="BYTES", help="size of the headers' ring buffer, a power of two")
+    add("--save", metavar="FILE", help="write to this file (Parquet) while it captures")
     add("--timeout", type=float, metavar="SECONDS", help="how long arming may take")
     add("--on", default="local", metavar="HOST", help="where: local (default) or ssh://user@host")
 
@@ -48,7 +49,7 @@ def capture_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "interfaces": _split(options.interfaces),
     }
     for name in ("duration", "packets", "match", "returns", "sample", "max_events", "events_ring", "facts_ring",
-                 "timeout", "on"):  # fmt: skip
+                 "save", "timeout", "on"):  # fmt: skip
         arguments[name] = getattr(options, name)
     return {name: value for name, value in arguments.items() if value is not None}
 

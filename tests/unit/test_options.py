@@ -20,7 +20,7 @@ def arguments(*words: str) -> dict[str, Any]:
 
 def test_every_argument_of_capture_can_be_said() -> None:
     words = "udp port 53 -t 5 -c 2 -f all -n a -i eth0 --match tc --returns --sample 3 --max-events 9"
-    more = "--events-ring 4096 --facts-ring 4096 --timeout 7 --on ssh://h"
+    more = "--events-ring 4096 --facts-ring 4096 --save f --timeout 7 --on ssh://h"
     said = arguments(*words.split(), *more.split())
     assert set(said) == set(inspect.signature(Capture).parameters)
     defaults = {name: parameter.default for name, parameter in inspect.signature(Capture).parameters.items()}
