@@ -15,8 +15,8 @@ from bpfpath_nb.tracer import probes
 from bpfpath_nb.tracer.request import Request
 
 TESTS = Path(__file__).parents[1]
-RECORDED = ("5.10", "6.1", "6.12")
-STOCK = ("5.10", "6.1", "6.12")
+RECORDED = ("5.10", "6.1", "6.12", "7.2")
+STOCK = ("5.10", "6.1", "6.12", "7.2")
 TYPED = STOCK[1:]  # whose modules have BTF
 
 
