@@ -18,8 +18,13 @@ from bpfpath_nb.plot import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS: Final = 64
+_COLOURS: Final = 112
 """Our pictures have flat areas of few colours: with a palette they take a third of the space."""
+
+_MEANT: Final = [
+    int(colour.removeprefix("#"), 16)
+    for colour in (*style.LAYER_COLOURS.values(), *style.GROUP_COLOURS, style.LIGHT.alarm, style.DARK.alarm)
+]
 
 
 def png(ax: Axes, dpi: int = 90) -> bytes:
@@ -34,9 +39,11 @@ def png(ax: Axes, dpi: int = 90) -> bytes:
     colours, where, count = np.unique(
         (pixels << np.array([16, 8, 0], np.uint32)).sum(axis=2), return_inverse=True, return_counts=True
     )
-    # The colours with most pixels stay exactly what they are; only shades at the rims of letters move to the nearest.
+    # Colours with a meaning, and those with most pixels, stay exactly what they are; only shades at the rims of
+    # letters move to the nearest.
     # (Pillow's own mapping to a given palette is coarser: it would turn white into nearly white.)
     rgb = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.int32)
+    count[np.isin(colours, _MEANT)] += pixels.size
     kept = rgb[np.argsort(-count, kind="stable")[:_COLOURS]]
     nearest = ((rgb[:, None] - kept[None]) ** 2).sum(axis=2).argmin(axis=1).astype(np.uint8)
     few = Image.fromarray(nearest[where.reshape(pixels.shape[:2])], "P")
