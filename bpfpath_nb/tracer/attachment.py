@@ -124,9 +124,10 @@ class Attachment:
 
     def look_at_modules(self) -> None:
         """Attach to what was asked for and has come with a module since the last time."""
-        if self._plan.awaited and self._kprobes is not None and loaded_modules() != self.kernel.loaded:
+        if loaded_modules() != self.kernel.loaded:
             self.kernel = Kernel.running()
-            self._attach_awaited()
+            if self._plan.awaited and self._kprobes is not None:
+                self._attach_awaited()
 
     # -- the steps of attaching
 

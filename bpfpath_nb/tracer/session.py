@@ -203,6 +203,7 @@ class _Run:
         if not fresh:
             return []
         self._locations.update(fresh)
+        self._attachment.look_at_modules()  # or an address in a new one would take the name of what lies before it
         found = self._attachment.kernel.symbols.resolve(np.array(fresh, np.uint64))
         self._probes.update(
             address
