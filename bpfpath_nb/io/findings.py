@@ -121,11 +121,20 @@ def _drops(comparison: Comparison) -> list[str]:
         said.append(f"{_count(len(claimed) - _MOST, 'more drop')} changed; `drops` lists them.")
     if not len(claimed):
         dropped = [int(drops[f"packets_{side}"].sum()) for side in "ab"]
-        said.append(
-            f"No kind of drop differs beyond chance: {dropped[0]} of {totals[0]} packets of {first}, "
-            f"{dropped[1]} of {totals[1]} of {second}."
-        )
+        counts = f"{dropped[0]} of {totals[0]} packets of {first}, {dropped[1]} of {totals[1]} of {second}"
+        if _differs(comparison, "dropped"):  # too few of each kind, but not of all together
+            kinds = _count(len(drops), "kind")
+            said.append(
+                f"There are {kinds} of drops ({counts}), and none alone differs beyond chance; together they do:"
+            )
+        else:
+            said.append(f"No kind of drop differs beyond chance: {counts}.")
     return said
+
+
+def _differs(comparison: Comparison, verdict: str) -> bool:
+    """Whether the share of packets with a verdict differs beyond chance."""
+    return bool(comparison.verdicts["share_p"].get(verdict, np.nan) < 0.05)
 
 
 def _points(row: Any) -> str:
@@ -141,7 +150,7 @@ def _verdicts(comparison: Comparison) -> list[str]:
     told = comparison.drops["change"].isin(["added", "gone", "shifted"]).any()
     said = []
     for verdict, row in verdicts.iterrows():
-        if not row["share_p"] < 0.05 or (verdict == "dropped" and told):
+        if not _differs(comparison, str(verdict)) or (verdict == "dropped" and told):
             continue
         said.append(
             f"{str(verdict).capitalize()}: {percent(row['share_a'])} of {first}, {percent(row['share_b'])} of "

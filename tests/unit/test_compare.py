@@ -8,7 +8,7 @@ import pytest
 import streams
 from scipy import stats
 
-from bpfpath_nb import Recording, compare, schema
+from bpfpath_nb import Recording, compare, sample, schema
 from bpfpath_nb.analysis.compare import Tables
 from bpfpath_nb.analysis.shifts import Observations, shifts
 from bpfpath_nb.analysis.sides import Selection
@@ -260,6 +260,14 @@ def test_groups_of_packets() -> None:
     assert found.verdicts["share_a"]["dropped"] == 1
     assert found.verdicts["packets_b"].sum() == len(recording.packets) - len(dropped)
     assert found.summary.startswith(f"Compared {len(dropped)} packets of bad with {200 - len(dropped)} of ok")
+
+
+def test_drops_that_only_differ_together_are_claimed_together():
+    of_dns = sample("dns")
+    found = compare(of_dns.query("verdict == 'delivered'"), of_dns.query("verdict == 'dropped'"))
+    assert not found.drops["change"].isin(["added", "gone", "shifted"]).any()
+    assert "none alone differs beyond chance; together they do:" in found.summary
+    assert "Dropped: 0 % of before, 100 % of after" in found.summary
 
 
 def test_too_few_packets_are_said_to_be_too_few() -> None:
