@@ -354,17 +354,29 @@ static __always_inline int close_call(struct state *state, u64 stack_pointer, u1
  * flow and CPU; those that may be cut into fragments, which are large and not TCP's, by addresses and CPU. */
 struct source {
 	u32 packet;
-	u32 seen; /* us */
+	u32 seen; /* us; odd: it is copied */
 };
 
 #define LARGE  1280
-#define US(ns) ((u32)((ns) >> 10))
+#define US(ns) ((u32)((ns) >> 10) & ~1u)
 
 BPF_TABLE("lru_hash", u64, struct source, sources, 4096);
 
 static __always_inline u64 source_key(u64 hash)
 {
 	return hash ^ (u64)(bpf_get_smp_processor_id() + 1) * 0x9E3779B97F4A7C15ull;
+}
+
+static __always_inline int is_fresh(const struct source *source, u64 now)
+{
+	return US(now) - (source->seen & ~1u) < US(FRESH);
+}
+
+static __always_inline int is_gso(const struct sk_buff_copy *copy)
+{
+	return (read_u32(MEMBER(copy, u64, sk_buff__head),
+			 MEMBER(copy, u32, sk_buff__end) + skb_shared_info__gso_size) &
+		0xffff) != 0;
 }
 
 static __always_inline void note_source(const struct path *path, const struct sk_buff_copy *copy,
@@ -376,30 +388,38 @@ static __always_inline void note_source(const struct path *path, const struct sk
 
 	if (!header->addresses)
 		return;
-	if (kind & KIND_COPY || (MEMBER(copy, u32, sk_buff__data_len) &&
-				 (read_u32(MEMBER(copy, u64, sk_buff__head),
-					   MEMBER(copy, u32, sk_buff__end) + skb_shared_info__gso_size) &
-				  0xffff)))
+	if (kind & KIND_COPY) {
+		source.seen |= 1;
 		key = source_key(path->flow);
-	else if (path->len > LARGE && header->protocol != 6)
+	} else if (MEMBER(copy, u32, sk_buff__data_len) && is_gso(copy)) {
+		key = source_key(path->flow);
+	} else if (path->len > LARGE && header->protocol != 6 && !header->fragment) {
 		key = source_key(header->addresses);
+	}
 	if (!key)
 		return;
 	known = sources.lookup(&key);
-	if (known && path->parent && path->parent == known->packet && US(now) - known->seen < US(FRESH))
+	if (known && path->parent && path->parent == known->packet && is_fresh(known, now))
 		return; /* there may be more of its kind to come */
 	sources.update(&key, &source);
 }
 
-static __always_inline u32 parent_of(const struct header *header, u64 flow, u16 kind, u64 now)
+/* A sender writes one packet of a flow after the other. The next one is no segment of the last: it begins above the
+ * place where packets are cut, or is to be cut itself, or is TCP's, which sends one of a pair of sk_buffs (fclone). */
+static __always_inline u32 parent_of(const struct sk_buff_copy *copy, const struct header *header, u64 flow,
+				     u16 kind, u64 now)
 {
 	struct source *source;
 	u64 key = source_key(header->fragment ? header->addresses : flow);
 
-	if (!header->addresses || kind & (KIND_RECEIVE | KIND_BIRTH))
+	if (!header->addresses || kind & KIND_RECEIVE)
 		return 0;
 	source = sources.lookup(&key);
-	return source && US(now) - source->seen < US(FRESH) ? source->packet : 0;
+	if (!source || !is_fresh(source, now))
+		return 0;
+	if (!(source->seen & 1) && (kind & KIND_BIRTH || BITS(copy, sk_buff__fclone) || is_gso(copy)))
+		return 0;
+	return source->packet;
 }
 
 /* Buffers of packets that found skb_map full, and when: a packet is counted once, and not taken up in the middle of
@@ -522,7 +542,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path->flow = flow;
 		path->skb = 0;
 		path->link = packet.link;
-		path->parent = parent_of(&header, flow, where.kind, now);
+		path->parent = parent_of(&copy, &header, flow, where.kind, now);
 		send_snapshot(state, &packet, path, now);
 		flags |= EVENT_ENTRY;
 	} else {

@@ -49,7 +49,7 @@ SKBUFF_LARGEST = 1 << 20
 """All of that file's functions take less, in bytes; more means that the linker has scattered them."""
 
 # bpf/records.h and bpf/probes.h
-ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, COPY = 1, 2, 4, 8, 16, 32, 256
+ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, BIRTH, COPY = 1, 2, 4, 8, 16, 32, 128, 256
 AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
 """Layers in which a packet is at a device, or on its way from one to another."""
 NO_ARGUMENT = 15
@@ -254,6 +254,7 @@ def reason_macros(kernel: Kernel) -> dict[str, int]:
 def _kind(request: Request, layer: str, entry: str) -> int:
     kind = ENTRY if _is_entry(request, entry) else 0
     kind |= DEVICE if layer in AT_DEVICES else 0
+    kind |= BIRTH if entry == "send" and layer == "ip" else 0  # what is cut into fragments or segments, is cut below
     return kind | (RECEIVE if entry == "receive" and layer == "driver" else 0)
 
 

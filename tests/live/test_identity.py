@@ -164,6 +164,19 @@ def test_segments_of_a_large_write_have_numbers_of_their_own_and_a_parent(scene:
     assert (cut["namespaces"] == " > ".join(scene.lab.names.values())).all()
 
 
+def test_the_next_large_packet_of_a_flow_is_no_segment_of_the_last(scene: Scene) -> None:
+    here, there, _ = scene.connection(5331)
+    with Capture("tcp dst port 5331 and len > 100", match="tc") as cap:  # first seen where segments are seen, too
+        here.sendall(bytes(1 << 18))
+        left = 1 << 18
+        while left:
+            left -= len(there.recv(left))
+        time.sleep(0.3)
+    packets = cap.packets
+    assert (packets["length"] > 1600).sum() >= 3
+    assert packets["parent"].isna().all()
+
+
 def test_fragments_have_a_parent_and_come_together_again(scene: Scene) -> None:
     there = scene.listen("server", 5340)
     with Capture(f"ip proto 17 and src host {scene.client}") as cap:

@@ -61,6 +61,14 @@ def test_every_function_of_the_default_set_is_probed_or_accounted_for(kernels: d
         assert kernel.symbols.variants(name) or name in named, name
 
 
+@pytest.mark.parametrize("release", ["5.10", "6.1", "6.12"])
+def test_packets_are_born_above_the_place_where_they_are_cut(kernels: dict[str, Kernel], release: str) -> None:
+    plan = probes.plan(Request.of({"filter": "udp"}), kernels[release], with_kprobes=True)
+    born = {probe.name for probe in plan.of_kind("kprobe") if probe.cookie >> 16 & probes.BIRTH}
+    assert {"__ip_local_out", "ip_output"} <= born
+    assert not born & {"ip_finish_output2", "__dev_queue_xmit", "dev_hard_start_xmit", "ip_rcv"}
+
+
 @pytest.mark.parametrize("release", STOCK)
 def test_symbols_of_each_kernel_resolve(kernels: dict[str, Kernel], release: str) -> None:
     symbols = kernels[release].symbols
