@@ -33,6 +33,7 @@ from bpfpath_nb.tracer.syscall import setns
 
 NAMED = Path("/run/netns")
 OWN = Path("/proc/self/ns/net")
+OF_PROCESS = re.compile(r"/proc/\d+/ns/net")
 RTMGRP_LINK = 1
 PROCESSES_EVERY = 1.0
 FILES_OF_A_CAPTURE, FILES_OF_A_NAMESPACE, FILES_TO_WORK = 192, 16, 16
@@ -259,7 +260,8 @@ class Places:
             return path.name
         if inum == self._own_inum:
             return "host"
-        container = container_of(path.parents[1])
+        # Of a path that the notebook has named, nothing beside it is read: whoever made it may have put it there.
+        container = container_of(path.parents[1]) if OF_PROCESS.fullmatch(str(path)) else None
         # A container may have several namespaces; the first one met has the name.
         if container is None or any(n.name == container and n.inum != inum for n in self.known.values()):
             return f"net:[{inum}]"
@@ -277,10 +279,16 @@ class Places:
         name = self._name(inum, path)
         with ExitStack() as undo:
             try:
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                # The notebook may have named the path, and can put a device or a pipe there meanwhile: what it names
+                # is looked at before it is opened.
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                with ExitStack() as looked:
+                    looked.callback(os.close, place)
+                    status = os.fstat(place)
+                    if status.st_ino != inum or not stat.S_ISREG(status.st_mode):
+                        return False  # the file names another namespace by now
+                    file = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
                 undo.callback(os.close, file)
-                if os.fstat(file).st_ino != inum:
-                    return False  # the file names another namespace by now
                 self._spare_files()
                 setns(file)
                 try:
