@@ -7,6 +7,7 @@ it; the flow that shows it most often lends its addresses and ports to the comma
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -79,12 +80,23 @@ def diagnose(events: Events, flows: Flows, verdict: npt.NDArray[np.int8]) -> tup
     return _frame(found, shown, ground.gap), [finding.rows for finding in found]
 
 
+def _placed(events: Events) -> Rows:
+    """For each hop the packet's latest one, up to it, whose namespace is known: a packet in a socket has no interface.
+
+    Where none is, the hop itself.
+    """
+    rows = np.arange(len(events))
+    latest = np.maximum.accumulate(np.where(events.hops["netns"] != 0, rows, -1))
+    return np.where(latest >= events.first[events.packet_of], latest, rows)
+
+
 class _Shown:
     """The names by which hops are grouped and shown."""
 
     def __init__(self, events: Events, flows: Flows) -> None:
         self.events, self.flows = events, flows
-        self.netns, self.dev = names.netns(events), names.devices(events)
+        self.at = _placed(events)
+        self.netns, self.dev = names.netns(events).take(self.at), names.devices(events)
         self.func, self.reason = names.functions(events), names.reasons(events)
         fact = events.fact_of
         known = flows.which[fact.clip(min=0)] if len(flows.which) else np.zeros(len(fact), np.intp)
@@ -187,7 +199,7 @@ def _values(row: int, shown: _Shown, func: str) -> dict[str, str]:
     """What may be put into the commands for the case that a hop shows; what is not known is left out."""
     flows, flow = shown.flows, int(shown.flow[row])
     netns, dev = (_name(column, row) for column in (shown.netns, shown.dev))
-    inum = int(shown.events.hops["netns"][row])
+    inum = int(shown.events.hops["netns"][shown.at[row]])
     values = {
         "inside": inside(netns, inum),
         "netns": netns,
@@ -198,8 +210,23 @@ def _values(row: int, shown: _Shown, func: str) -> dict[str, str]:
     }
     if flow >= 0:
         values |= {"proto": flows.proto[flow], "src": flows.src[flow] or "", "dst": flows.dst[flow] or ""}
+        values |= {f"{end}_host": _bracketed(values[end]) for end in ("src", "dst")} | {
+            "version": _version(values["src"])
+        }
         values |= {end: str(port) for end in ("sport", "dport") if (port := int(getattr(flows, end)[flow])) >= 0}
     return values
+
+
+def _version(address: str) -> str:
+    """Of IP; nothing for an address that is not IP's."""
+    try:
+        return str(ipaddress.ip_address(address).version)
+    except ValueError:
+        return ""
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if _version(address) == "6" else address
 
 
 def _name(column: names.Named, row: int) -> str:

@@ -252,7 +252,11 @@ def _syn_unanswered(rule: Rule, ground: Ground) -> Any:
     # Dropped ones have their own explanation; one that was not makes it a matter of the listener.
     arrived = asks & (ground.verdict != VERDICTS.index("dropped"))
     somehow = np.bincount(which[arrived], minlength=len(flow)) > 0
-    return events.first[asks & repeated[which] & somehow[which]]
+    # Shown where it came to, which is the listener's place if it got there.
+    received = np.flatnonzero(ground.roles("receive"))
+    reached = events.first.copy()
+    reached[events.packet_of[received]] = received  # of several values for one place numpy keeps the last
+    return np.sort(reached[asks & repeated[which] & somehow[which]])
 
 
 def _retransmission(rule: Rule, ground: Ground) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from streams import Capture as Made
 from bpfpath_nb import Recording, sample, schema
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.advice import inside, match_drops, rules
+from bpfpath_nb.analysis.diagnose import _Shown, _values
 from bpfpath_nb.analysis.symptoms import KINDS
 from bpfpath_nb.diagnosis import Diagnosis
 from bpfpath_nb.errors import OptionError
@@ -133,7 +135,8 @@ def diagnosed(name: str) -> tuple[Diagnosis, dict[str, list[int]]]:
     if name in TAKEN:
         recording, windows = diagnosed("cases-6.18")
         return Recording(TAKEN[name](recording.recording.events)).diagnose(), windows
-    windows = json.loads((RECORDINGS / f"{name}.json").read_text())
+    path = RECORDINGS / f"{name}.json"
+    windows = json.loads(path.read_text()) if path.exists() else {}
     return Recording.load(RECORDINGS / f"{name}.parquet").diagnose(), windows
 
 
@@ -219,6 +222,8 @@ def test_kernels_without_reasons_are_explained_by_function() -> None:
         ("wait-qdisc", "ip netns exec client tc -s -d qdisc show dev eth0"),
         ("tcp-zero-window", "ip netns exec server ss -tnmip 'sport = :7321'"),
         ("icmp-too-big", "ip netns exec router ip link show"),
+        ("netfilter-postrouting", "ip netns exec router ip route get 10.0.2.2 oif eth1"),
+        ("tcp-syn-unanswered", "ip netns exec server ss -ltnp 'sport = :7324'"),
     ],
 )
 def test_commands_are_of_the_case(rule: str, command: str) -> None:
@@ -379,3 +384,39 @@ def test_the_sample_is_diagnosed() -> None:
     diagnosis = sample("dns").diagnose()
 
     assert {"udp-no-socket"} <= set(diagnosis.findings["rule"])
+
+
+def addressed(rule: str, name: str) -> list[str]:
+    """The commands of a rule for the segment of an IPv6 connection."""
+    recording = Recording.load(RECORDINGS / f"{name}.parquet").query("src.str.startswith('fd00').fillna(False)")
+    shown = _Shown(recording.events, recording._flows)
+    rows = np.flatnonzero((shown.proto(np.arange(len(recording.events))).codes >= 0) & (recording.df["dev"].notna()))
+    return next(r for r in rules() if r.id == rule).commands(_values(int(rows[0]), shown, "f"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "command"),
+    [
+        ("neighbour-queue", "sysctl net.ipv6.neigh.eth0.unres_qlen_bytes"),
+        ("route-refuses", "ip -6 rule show"),
+        ("route-refuses", "sysctl net.ipv6.conf.eth0.forwarding"),
+    ],
+)
+def test_commands_for_ipv6_ask_about_ipv6(rule: str, command: str) -> None:
+    assert any(line.endswith(command) for line in addressed(rule, "stock-7.2"))
+
+
+def test_commands_for_ipv6_are_such_as_ss_reads() -> None:
+    (command,) = [line for line in addressed("tcp-window", "stock-7.2") if " ss " in line]
+
+    done = subprocess.run(["ss", *shlex.split(command)[5:]], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_waited_in_a_socket_is_looked_for_in_its_namespace() -> None:
+    findings = diagnosed("stock-6.12")[0].findings
+    waited = findings[findings["rule"] == "wait-socket"]
+
+    assert set(waited["netns"]) <= {"client", "server"}
+    assert all("ip netns exec " in line for lines in waited["check"] for line in lines.splitlines())
