@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -277,7 +277,8 @@ def _chosen(recording: Recording, packets: Packets) -> npt.NDArray[np.bool_]:
         if "packet" not in packets.index.names:
             raise OptionError("A frame that chooses packets has the index `packet`, as `packets` and `df` have it.")
         packets = packets.index.get_level_values("packet").unique().tolist()
-    wanted = np.atleast_1d(np.asarray(packets if isinstance(packets, (int, np.integer)) else list(packets)))
+    listed = list(packets) if isinstance(packets, Iterable) else [packets]
+    wanted = np.asarray(listed)
     if len(wanted) and not np.issubdtype(wanted.dtype, np.integer):
         raise OptionError("Packets are chosen by their numbers, or by a frame with the index `packet`.")
     known = recording.events.packets

@@ -145,8 +145,7 @@ class RecordingViews(Exports):
         OptionError
             There is no such column.
         """
-        columns = [by] if isinstance(by, str) else list(by)
-        return latency_frame(self.recording.df, columns, self.recording.packets)
+        return latency_frame(self.recording.df, by, self.recording.packets)
 
     @property
     def quality(self) -> pd.Series[Any]:

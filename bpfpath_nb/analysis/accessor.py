@@ -17,7 +17,7 @@ import pandas as pd
 from bpfpath_nb.analysis.functions import functions_frame
 from bpfpath_nb.analysis.hop_columns import FrameColumns
 from bpfpath_nb.analysis.hops import timedeltas
-from bpfpath_nb.analysis.latency import latency_frame
+from bpfpath_nb.analysis.latency import grouping, latency_frame
 from bpfpath_nb.analysis.packets import itineraries
 from bpfpath_nb.analysis.paths import Paths, find_paths, paths_frame
 from bpfpath_nb.analysis.transitions import transitions_frame
@@ -77,7 +77,7 @@ class HopsAccessor:
 
     def latency(self, by: str | Sequence[str] = ("netns", "func")) -> pd.DataFrame:
         """As `Recording.latency`, by columns or index levels of the frame."""
-        by = [by] if isinstance(by, str) else list(by)
+        by = grouping(by)
         levels = [name for name in by if name in self._df.index.names and name not in self._df.columns]
         df = self._df.reset_index(levels) if levels else self._df
         missing = [name for name in ("gap", "duration") if name not in df.columns]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,14 @@ from bpfpath_nb.errors import OptionError
 from bpfpath_nb.schema import LATENCY
 
 
-def latency_frame(df: pd.DataFrame, by: Sequence[str], packets: pd.DataFrame | None = None) -> pd.DataFrame:
+def latency_frame(df: pd.DataFrame, by: str | Sequence[str], packets: pd.DataFrame | None = None) -> pd.DataFrame:
     """The time spent in hops, of each group of them.
 
     Parameters
     ----------
     df : DataFrame
         Hops, as `Recording.df`.
-    by : sequence of str
+    by : str or sequence of str
         Columns of `df`, `packet`, or columns of `packets`. A hop that has no value there counts in no group.
     packets : DataFrame, optional
         The packets of `df`.
@@ -37,8 +37,7 @@ def latency_frame(df: pd.DataFrame, by: Sequence[str], packets: pd.DataFrame | N
     OptionError
         There is no such column, or none is named.
     """
-    if not by:
-        raise OptionError("`by` names no column; the simplest is `by='func'`.")
+    by = grouping(by)
     keys = {name: _key(name, df, packets) for name in by}
     which, groups = np.zeros(len(df), np.int64), np.zeros((1, 0), np.int64)
     for codes, level in keys.values():
@@ -64,6 +63,16 @@ def latency_frame(df: pd.DataFrame, by: Sequence[str], packets: pd.DataFrame | N
         else pd.MultiIndex(levels=levels, codes=list(at), names=list(keys)).remove_unused_levels()
     )
     return pd.DataFrame({column.name: columns[column.name] for column in LATENCY}, index=index)
+
+
+def grouping(by: Any) -> list[str]:
+    """The columns that `by` names."""
+    names = [by] if isinstance(by, str) else list(by) if isinstance(by, Iterable) else [by]
+    if not all(isinstance(name, str) for name in names):
+        raise OptionError(f"`by` names a column or several, and {by!r} does not; the simplest is `by='func'`.")
+    if not names:
+        raise OptionError("`by` names no column; the simplest is `by='func'`.")
+    return names
 
 
 def _key(name: str, df: pd.DataFrame, packets: pd.DataFrame | None) -> tuple[npt.NDArray[Any], pd.Index[Any]]:

@@ -191,6 +191,8 @@ def test_latency_names_the_columns_that_there_are(recording):
         recording.latency(by=["fnuc"])
     with pytest.raises(OptionError, match="by"):
         recording.latency(by=[])
+    with pytest.raises(OptionError, match="3 does not"):
+        recording.latency(by=3)  # type: ignore[arg-type]
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)

@@ -310,6 +310,7 @@ def test_packets_that_may_lack_hops_make_no_new_paths() -> None:
         ({"packets": (1, 77)}, OptionError, "no packet 77"),
         ({"packets": (1, [])}, OptionError, "no packet was chosen for 'after'"),
         ({"packets": (1, ["a"])}, OptionError, "by their numbers"),
+        ({"packets": (1.5, 2)}, OptionError, "by their numbers"),
         ({"packets": 1}, OptionError, "packets= takes two values"),
         ({"packets": (1, 2), "names": ("x", "x")}, OptionError, "called 'x'"),
         ({"b": streams.capture(0).recording()}, OptionError, "'after' has no packets"),
