@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb import schema
-from bpfpath_nb.analysis import names as event_names
 from bpfpath_nb.analysis.compare import Tables
 from bpfpath_nb.analysis.sides import Selection
+from bpfpath_nb.analysis.whole import whole
 from bpfpath_nb.errors import NamespaceError, OptionError
 from bpfpath_nb.io.findings import comparison_text, findings
 from bpfpath_nb.io.text import no_such_packet
@@ -261,7 +261,7 @@ def _select(recording: Recording, name: str, packets: Packets | None, netns: str
     if not chosen.any():
         raise OptionError(f"There is nothing to compare: no packet was chosen for {name!r}.")
     if netns is not None:
-        there = event_names.netns(events)
+        there = whole(events).netns
         if netns not in there.names:
             raise NamespaceError(_no_such_namespace(netns, there.names))
         visited = np.zeros(count, bool)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,18 @@ from bpfpath_nb.analysis.claims import (
     one_sided,
     ordered,
 )
-from bpfpath_nb.analysis.losses import complete
-from bpfpath_nb.analysis.packets import given_up_by, verdicts
+from bpfpath_nb.analysis.packets import given_up_by
 from bpfpath_nb.analysis.paths import Paths, find_paths
 from bpfpath_nb.analysis.shifts import Observations, shifts
-from bpfpath_nb.analysis.sides import Selection, Side, Sides, one_name, sides, visits
-from bpfpath_nb.analysis.waits import hop_waits
+from bpfpath_nb.analysis.sides import Selection, Side, Sides, sides, visits
+from bpfpath_nb.analysis.whole import one_name, whole
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.schema import CHANGES, LAYERS, QUEUES, TRANSITION_KINDS, VERDICTS
 
 Ints = npt.NDArray[np.integer[Any]]
+
+_MOST_MARKS: Final = 1 << 26
+"""Up to so many pairs of packet and place have a mark each; that is faster than finding the distinct ones."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,16 @@ class Fates:
     @classmethod
     def of(cls, selection: Selection) -> Fates:
         events = selection.events
-        verdict, deciding = verdicts(events)
+        known = whole(events)
+        verdict, deciding = known.verdicts
         packets = np.flatnonzero(selection.packets)
         deciding = deciding[packets]
-        netns = names.netns(events)
+        netns = known.netns
         return cls(
             packets,
-            complete(events)[packets],
+            known.complete[packets],
             verdict[packets],
-            names.reasons(events).take(deciding),
+            known.reasons.take(deciding),
             given_up_by(events, deciding),
             netns.take(deciding),
             netns.take(events.first[packets]),
@@ -112,12 +115,12 @@ class Tables:
     @cached_property
     def sides(self) -> Sides:
         """The hops of the packets that lack none."""
-        whole = []
+        lacking_none = []
         for selection, fates in zip(self.selections, self.fates, strict=True):
             packets = np.zeros(len(selection.packets), bool)
             packets[fates.packets[fates.whole]] = True
-            whole.append(Selection(selection.events, packets, selection.netns))
-        return sides(*whole)
+            lacking_none.append(Selection(selection.events, packets, selection.netns))
+        return sides(*lacking_none)
 
     @cached_property
     def _paths(self) -> Paths:
@@ -257,7 +260,7 @@ class Tables:
     def _queues(self) -> list[npt.NDArray[np.int8]]:
         """Of each hop of a and of b the queue that was waited in after it, -1 for work."""
         return [
-            hop_waits(selection.events)[side.row]
+            whole(selection.events).queues[side.row]
             for side, selection in zip(self._both_sides(), self.selections, strict=True)
         ]
 
@@ -339,8 +342,7 @@ class Tables:
         """Columns of shares and latencies of places, given each hop's; and which places any packet passed."""
         counts, parts = [], []
         for side, of in zip(self._both_sides(), place, strict=True):
-            there = pd.unique(side.packet.astype(np.int64) * (count + 1) + of + 1)
-            counts.append(np.bincount(there % (count + 1), minlength=count + 1)[1:])
+            counts.append(_passing(side.packet, of, count))
             parts.append(visits(side, of, count))
         shares = Shares.of(counts, [len(side.first) for side in self._both_sides()])
         latency = shifts(
@@ -357,6 +359,17 @@ class Tables:
         by_share, by_time = shares.changes(corrected[0]), latency_changes(latency, corrected[1])
         columns["change"] = first_claim(one_sided(by_share), by_time, by_share)
         return columns, counts[0] + counts[1] > 0
+
+
+def _passing(packet: Ints, place: Ints, count: int) -> Ints:
+    """Of each place how many packets passed it; those of place -1 passed none."""
+    at = packet.astype(np.int64) * (count + 1) + (place + 1)
+    packets = int(packet.max(initial=-1)) + 1
+    if packets * (count + 1) <= _MOST_MARKS:
+        marks = np.zeros(packets * (count + 1), bool)
+        marks[at] = True
+        return np.asarray(marks.reshape(packets, count + 1).sum(axis=0)[1:])
+    return np.bincount(pd.unique(at) % (count + 1), minlength=count + 1)[1:]
 
 
 def _shared(named: Sequence[names.Named], *, only_common: bool = False) -> tuple[Ints, list[str]]:

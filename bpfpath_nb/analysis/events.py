@@ -197,12 +197,12 @@ class Events:
             np.array(is_tcp, bool)[self.hops["func"]] if is_tcp else np.zeros(len(self), bool),
         )
 
-    def freed_in(self, functions: Iterable[str]) -> npt.NDArray[np.bool_]:
-        """Of each hop whether it freed the packet for one of these functions."""
+    def freed_in(self, functions: Iterable[str], rows: slice = slice(None)) -> npt.NDArray[np.bool_]:
+        """Of each hop, or of some, whether it freed the packet for one of these functions."""
         wanted = frozenset(functions)
-        location = self.hops["location"]
+        location = self.hops["location"][rows]
         addresses = [at for at, (symbol, _) in self.locations.items() if symbol in wanted]
-        return np.isin(location, np.array(addresses, np.uint64)) if addresses else np.zeros(len(self), np.bool_)
+        return np.isin(location, np.array(addresses, np.uint64)) if addresses else np.zeros(len(location), np.bool_)
 
     @cached_property
     def utc(self) -> npt.NDArray[np.int64]:

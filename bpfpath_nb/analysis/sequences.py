@@ -60,6 +60,27 @@ def distinct(
     return group(np.add.reduceat(product, first))
 
 
+def stable_order(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """The rows in the order of their numbers, equal ones in that of the rows; as numpy's stable `argsort`, but faster.
+
+    A number and its row in one integer make a plain sort stable, and numpy's plain sort of integers is several times as
+    fast as any `argsort` of 64 bits. Numbers too far apart for that are sorted as they are.
+    """
+    count = len(numbers)
+    bits = count.bit_length()
+    if not count:
+        return np.empty(0, np.intp)
+    least = int(numbers.min())
+    if (int(numbers.max()) - least).bit_length() + bits > 63:
+        return np.argsort(numbers, kind="stable")
+    together = numbers.astype(np.int64) - least
+    together <<= bits
+    together |= np.arange(count)
+    together.sort()
+    together &= (1 << bits) - 1
+    return together
+
+
 def folded(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Each row of 64-bit numbers as one; equal rows give equal numbers, which are never 0."""
     place = mix(np.arange(rows.shape[1], dtype=np.uint64) + (np.uint64(1) << np.uint64(32)))

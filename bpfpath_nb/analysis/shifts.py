@@ -35,6 +35,7 @@ import pandas as pd
 from scipy import special
 
 from bpfpath_nb.analysis.returns import NAT
+from bpfpath_nb.analysis.sequences import stable_order
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]
@@ -108,13 +109,17 @@ class Shifts:
 def shifts(seen: Observations, places: int) -> Shifts:
     """Compare the two sides in each place from 0 to `places` - 1."""
     packets = [np.bincount(seen.place[seen.side == b], minlength=places) for b in (False, True)]
-    alike, _, count = _cells(seen)
+    alike, of_cell, count = _cells(seen)
     both = count.min(axis=0) > 0
     some = np.zeros(places, bool)
     some[seen.place[both[alike]]] = True
     # A place without any likes shows its plain quantiles and no shift.
     kept = np.flatnonzero(both[alike] | ~some[seen.place])
-    sample = _Sample.of(Observations(seen.place[kept], seen.stratum[kept], seen.side[kept], seen.value[kept]), places)
+    sample = _Sample.of(
+        Observations(seen.place[kept], seen.stratum[kept], seen.side[kept], seen.value[kept]),
+        places,
+        _of_some(alike[kept], of_cell, count),
+    )
     compared = sample.size * some
     enough = some & (compared.min(axis=0) >= FEWEST)
     longer, p, least = _rank_test(sample)
@@ -155,6 +160,13 @@ def _cells(seen: Observations) -> tuple[Ints, Ints, Ints]:
     cell, first = _numbered(seen.stratum, seen.place)
     count = np.stack([np.bincount(cell[seen.side == b], minlength=len(first)) for b in (False, True)])
     return cell, seen.place[first], count
+
+
+def _of_some(cell: Ints, of_cell: Ints, count: Ints) -> tuple[Ints, Ints, Ints]:
+    """The cells of some of the rows, of which each has all of its own: those numbered anew."""
+    used = np.zeros(len(of_cell), bool)
+    used[cell] = True
+    return (np.cumsum(used) - 1)[cell], of_cell[used], count[:, used]
 
 
 def _numbered(stratum: Ints, place: Ints) -> tuple[Ints, Ints]:
@@ -204,8 +216,8 @@ class _Sample:
     by_value: Ints
 
     @classmethod
-    def of(cls, seen: Observations, places: int) -> _Sample:
-        cell, of_cell, count = _cells(seen)
+    def of(cls, seen: Observations, places: int, cells: tuple[Ints, Ints, Ints]) -> _Sample:
+        cell, of_cell, count = cells
         group = seen.side * np.int64(places) + seen.place
         size = np.bincount(group, minlength=2 * places)
         order = _sorted(np.arange(len(group)), group, 2 * places)
@@ -213,7 +225,7 @@ class _Sample:
         at[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
         blocks = np.minimum(size, BLOCKS)
         block = (np.cumsum(blocks) - blocks)[group] + at * blocks[group] // np.maximum(size, 1)[group]
-        by_value = np.argsort(seen.value, kind="stable")
+        by_value = stable_order(seen.value)
         sizes = size.reshape(2, places), blocks.reshape(2, places)
         return cls(places, seen, cell, of_cell, count, group, sizes[0], block, sizes[1], by_value)
 

@@ -22,8 +22,8 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.returns import NAT
-from bpfpath_nb.analysis.sequences import mix
-from bpfpath_nb.kernel.catalogue import load
+from bpfpath_nb.analysis.sequences import mix, stable_order
+from bpfpath_nb.analysis.whole import one_name, whole
 
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -136,12 +136,6 @@ def sides(a: Selection, b: Selection) -> Sides:
     )
 
 
-def one_name(function: str) -> str:
-    """What a function is called here, whatever the kernel calls it (`aliases` of the catalogue)."""
-    entry = load().find(function)
-    return function if entry is None else entry.name
-
-
 class _Names:
     """Numbers names in the order of their coming."""
 
@@ -161,8 +155,7 @@ class _Names:
 def _draft(side: Selection, shared: set[str], functions: _Names, namespaces: _Names, devices: _Names) -> dict[str, Any]:
     """A `Side` without its `spot`."""
     events = side.events
-    called, netns = names.functions(events), names.netns(events)
-    func = names.distinct_names(called.codes, [one_name(name) for name in called.names])
+    func, netns = whole(events).functions, whole(events).netns
     known = np.array([name in shared for name in func.names] + [False], bool)
     row = np.flatnonzero(known[func.codes] & side.packets[events.packet_of])
     packet, utc, code = events.packet_of[row], events.utc[row], functions.codes(func.take(row))
@@ -181,7 +174,7 @@ def _draft(side: Selection, shared: set[str], functions: _Names, namespaces: _Na
         "func": code,
         "following": following,
         "netns": namespaces.codes(netns.take(row)),
-        "dev": devices.codes(names.devices(events).take(row)),
+        "dev": devices.codes(whole(events).devices.take(row)),
         "gap": gap,
     }
 
@@ -240,7 +233,7 @@ def visits(side: Side, place: Ints, places: int) -> Visits:
     """Put together the hops of each packet in each place; hops without a gap, and those of place -1, count for none."""
     rows = np.flatnonzero((side.gap != NAT) & (place >= 0))
     key = side.packet[rows].astype(np.int64) * places + place[rows]
-    order = np.argsort(key, kind="stable")
+    order = stable_order(key)
     key, rows = key[order], rows[order]
     first = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1]))) if len(key) else np.empty(0, np.intp)
     if not len(first):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ from bpfpath_nb.schema import QUEUES
 
 Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
+
+_ALL: Final = slice(None)
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,29 @@ class Takings:
     read: Bools
 
     @classmethod
-    def of_events(cls, events: Events) -> Takings:
-        """All hops of a recording."""
-        hops = events.hops
-        read = events.freed_in(load().readers | events.start.readers)
-        return cls(events.packet_of, hops["skb"], names.functions(events), hops["pid"], hops["cpu"], read)
+    def of_events(cls, events: Events, rows: slice = _ALL) -> Takings:
+        """The hops of a recording, or those of some packets."""
+        hops = {name: events.hops[name][rows] for name in ("skb", "func", "pid", "cpu")}
+        read = events.freed_in(load().readers | events.start.readers, rows)
+        func = names.distinct_names(hops["func"], [function.name for function in events.start.functions])
+        return cls(events.packet_of[rows], hops["skb"], func, hops["pid"], hops["cpu"], read)
 
 
-def hop_waits(events: Events) -> npt.NDArray[np.int8]:
+def hop_waits(events: Events, rows: slice = _ALL) -> npt.NDArray[np.int8]:
     """Of the gap after each hop of a recording the queue that the packet waited in.
+
+    Parameters
+    ----------
+    events : Events
+    rows : slice
+        Only these hops, which are all of their packets.
 
     Returns
     -------
     array of int8
         Position in `schema.QUEUES`; -1 where the gap is work.
     """
-    return waits(Takings.of_events(events))
+    return waits(Takings.of_events(events, rows))
 
 
 def waits(hops: Takings) -> npt.NDArray[np.int8]:

@@ -155,7 +155,7 @@ def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
         layer,
         _texts(netns),
         _copies(recording.events, slice(first, first + count)),
-        hop_waits(recording.events)[first : first + count],
+        hop_waits(recording.events, slice(first, first + count)),
         np.asarray(lane, np.intp),
         [str(name) for name in places],
     )
