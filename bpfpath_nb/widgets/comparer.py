@@ -1,12 +1,15 @@
 """`compare_widget(a, b)`: choose two sides, and see what differs.
 
 The sides are two recordings, or two parts of one: namespaces, paths, packets. Every choice makes one call of
-`compare`; its result is the attribute `comparison`.
+`compare`; its result is the attribute `comparison`. Where that takes longer than a reaction may, because there are
+many hops, it is made in a thread, and the panel tells how far it is. The notebook and the panel go on working; a new
+choice takes the place of one that is not made yet.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, Final
 
 import ipywidgets
 
@@ -18,6 +21,11 @@ from bpfpath_nb.widgets.panel import Panel, Snapshot, problem
 
 _MOST_PATHS = 200
 
+_AT_ONCE: Final = 250_000
+"""Of up to so many hops a comparison is made at once: that takes about half a second of processor time."""
+
+_TABLES: Final = ("verdicts", "paths", "functions", "transitions", "places", "drops")
+
 
 class Comparer(Panel):
     """Two sides to choose, and their comparison. Made by `compare_widget`.
@@ -25,7 +33,7 @@ class Comparer(Panel):
     Attributes
     ----------
     comparison : Comparison or None
-        Of the present choice; None where it cannot be made, and the panel says why.
+        Of the present choice; None where it cannot be made, and the panel says why, and while it is made in a thread.
     """
 
     def __init__(self, a: RecordingViews, b: RecordingViews | None = None, of: str | None = None) -> None:
@@ -33,6 +41,9 @@ class Comparer(Panel):
         self.b = None if b is None else b.recording
         self.comparison: Comparison | None = None
         self._offering = False  # while choices are set, nothing is compared
+        self._thread: threading.Thread | None = None
+        self._choice = 0  # counts up; what was found of an earlier one is not shown
+        self._one_by_one, self._telling = threading.Lock(), threading.Lock()
         choices = (["recordings"] if self.b is not None else []) + ["namespaces", "paths", "packets"]
         if of is not None and of not in choices:
             raise OptionError(f"What can be compared here: {', '.join(choices)}; not {of!r}.")
@@ -60,8 +71,15 @@ class Comparer(Panel):
         self._offering = False
         self._hold_together()
 
+    def finished(self, within: float | None = None) -> bool:
+        """Wait until the present choice has been compared, at most so many seconds; tell whether it has."""
+        if self._thread is not None:
+            self._thread.join(within)
+        return self._thread is None or not self._thread.is_alive()
+
     def snapshot(self) -> Snapshot:
-        """The present comparison as static HTML."""
+        """The present comparison as static HTML; waits for it where it is still made."""
+        self.finished()
         html = f"<div>\n{self._error.value}{self._told.value}\n</div>"
         return Snapshot(html, repr(self.comparison) if self.comparison else "nothing is compared")
 
@@ -89,32 +107,68 @@ class Comparer(Panel):
         if self._offering:
             return
         of, (a, b) = self._of.value, (side.value for side in self._inputs)
-        other = self.b or self.a
-        self.comparison, self._error.value, self._aligned.value = None, "", ""
-        self._told.value = "<p>comparing …</p>"  # seen at once; large recordings take a moment
-        try:
-            if of == "recordings":
-                found = compare(self.a, self.b)
-            elif a is None or b is None:
-                raise OptionError(f"There are no {of} to choose from.")
-            elif of == "namespaces":
-                found = compare(self.a, other, netns=(a, b), names=_names(a, b))
-            elif of == "packets":
-                found = compare(self.a, other, packets=(a, b), names=_names(f"packet {a}", f"packet {b}"))
-            else:
-                packets = [
-                    recording.packets[recording.packets["path"] == path]
-                    for recording, path in ((self.a, a), (other, b))
-                ]
-                found = compare(self.a, other, packets=(packets[0], packets[1]), names=_names(a, b))
-            aligned = found.align()
-            told = found._repr_html_()
-        except BpfpathError as error:
-            self._error.value, self._told.value = problem(error), ""
+        with self._telling:
+            self._choice += 1
+            choice = self._choice
+            self.comparison, self._error.value, self._aligned.value = None, "", ""
+            self._told.value = "<p>comparing …</p>"  # seen at once; large recordings take a moment
+        self._thread = None
+        # Two packets touch few hops, and what is found of whole recordings is kept for them.
+        if of == "packets" or len(self.a) + len(self.b or self.a) <= _AT_ONCE:
+            self._hold(choice, of, a, b)
             return
-        self.comparison, self._told.value = found, told
-        if aligned is not None:
-            self._aligned.value = alignment_html(aligned, *found.names)
+        self._thread = threading.Thread(
+            target=self._hold_in_turn, args=(choice, of, a, b), name="bpfpath_nb compare", daemon=True
+        )
+        self._thread.start()
+
+    def _hold_in_turn(self, choice: int, of: str, a: Any, b: Any) -> None:
+        """As `_hold`, in a thread, once the one for the choice before has noticed that it is not asked for any more."""
+        with self._one_by_one:
+            if choice == self._choice:
+                self._hold(choice, of, a, b)
+
+    def _hold(self, choice: int, of: str, a: Any, b: Any) -> None:
+        """Compare and show it, unless there is another choice by then."""
+        try:
+            found = self._found(of, a, b)
+            for at, table in enumerate(_TABLES, 1):
+                getattr(found, table)
+                if choice != self._choice:
+                    return
+                self._tell(choice, f"<p>comparing … {table} ({at} of {len(_TABLES)})</p>")
+            aligned, told = found.align(), found._repr_html_()
+        except BpfpathError as error:
+            self._tell(choice, "", problem(error))
+            return
+        except Exception as error:
+            # Of a thread nobody sees the traceback.
+            self._tell(choice, "", problem(f"This could not be compared: {type(error).__name__}: {error}"))
+            raise
+        with self._telling:
+            if choice == self._choice:
+                self.comparison, self._told.value = found, told
+                self._aligned.value = "" if aligned is None else alignment_html(aligned, *found.names)
+
+    def _tell(self, choice: int, told: str, error: str = "") -> None:
+        with self._telling:
+            if choice == self._choice:
+                self._told.value, self._error.value = told, error
+
+    def _found(self, of: str, a: Any, b: Any) -> Comparison:
+        other = self.b or self.a
+        if of == "recordings":
+            return compare(self.a, self.b)
+        if a is None or b is None:
+            raise OptionError(f"There are no {of} to choose from.")
+        if of == "namespaces":
+            return compare(self.a, other, netns=(a, b), names=_names(a, b))
+        if of == "packets":
+            return compare(self.a, other, packets=(a, b), names=_names(f"packet {a}", f"packet {b}"))
+        one, two = (
+            recording.packets[recording.packets["path"] == path] for recording, path in ((self.a, a), (other, b))
+        )
+        return compare(self.a, other, packets=(one, two), names=_names(a, b))
 
 
 def _names(a: object, b: object) -> tuple[str, str]:

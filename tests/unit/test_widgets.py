@@ -290,4 +290,26 @@ def test_a_million_hops_react_within_a_second() -> None:
         "drop": seconds(lambda: chosen(panel._rows["drops"], 2)),
         "snapshot": seconds(panel.snapshot),
     }
+    comparer = compare_widget(recording)
+    assert comparer.finished(120)
+    took["two packets"] = seconds(lambda: comparer.choose("packets", 3, 4711))
+    assert comparer.comparison is not None
     assert {what: round(time, 2) for what, time in took.items() if time > 1.0} == {}
+
+
+def test_many_hops_are_compared_in_a_thread_and_a_new_choice_takes_the_place_of_the_old() -> None:
+    before, after = capture(12_000, seed=1).recording(), capture(12_000, seed=2).recording()
+    panel = compare_widget(before, after)
+    began = seconds(lambda: panel.choose("namespaces", "client", "router"))
+    assert "comparing" in panel._told.value
+    assert panel.finished(60)
+    assert began < 1
+    assert panel.comparison is not None
+    assert panel.comparison.names == ("client", "router")
+    assert panel._told.value == panel.comparison._repr_html_()
+    assert panel.comparison.summary == compare(before, after, netns=("client", "router")).summary
+
+
+def test_a_snapshot_waits_for_a_comparison_in_a_thread() -> None:
+    panel = compare_widget(capture(12_000, seed=1).recording(), capture(12_000, seed=2).recording())
+    assert "Compared 12000 packets of before with 12000 of after" in panel.snapshot().html
