@@ -228,9 +228,9 @@ class FrameColumns(HopColumns):
 def _packet_and_hop(index: pd.Index[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Of each row a number for its packet and its hop, both in the order of their values."""
     packet = np.zeros(len(index), np.int64)
-    for name in map(str, index.names):
+    for at, name in enumerate(index.names):  # by position: `pandas.concat` names the level of its keys only if asked to
         if name != "hop":
-            codes, level = pd.factorize(index.get_level_values(name), sort=True)
+            codes, level = pd.factorize(index.get_level_values(at), sort=True)
             packet = packet * max(len(level), 1) + codes
             if len(level) > 1:
                 packet = pd.factorize(packet, sort=True)[0]

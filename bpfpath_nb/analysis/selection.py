@@ -52,7 +52,8 @@ def holding(frame: pd.DataFrame, expression: str, level: int = 0) -> npt.NDArray
     except (SyntaxError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise OptionError(
             f"The query {expression!r} cannot be answered: {error}. It is an expression as `packets.query` takes it, "
-            "for instance \"verdict == 'dropped' and netns == 'web'\"; strings stand in quotes."
+            "for instance \"verdict == 'dropped' and netns == 'web'\"; strings stand in quotes, and so do "
+            "moments, with their zone: \"first > '2026-01-31 12:00:00Z'\"."
         ) from None
     return pd.Series(chosen).fillna(False).to_numpy(bool)
 

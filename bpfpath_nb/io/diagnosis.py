@@ -37,7 +37,10 @@ def headline(diagnosis: Diagnosis) -> str:
     """What was looked at, and how much was found."""
     packets = len(diagnosis.recording.packets)
     if not packets:
-        return "Nothing was captured, so there is nothing to diagnose: did traffic flow that the filter matches?"
+        return (
+            "There are no packets, so there is nothing to diagnose: the selection takes none, or none was captured. "
+            "Did traffic flow that the filter matches?"
+        )
     if not len(diagnosis):
         return (
             f"Nothing is wrong in {_many(packets, 'packet')}: none was dropped, none went round or twice, none waited "

@@ -267,7 +267,7 @@ def test_a_clean_recording_says_so() -> None:
     assert len(diagnosis) == 0
     assert repr(diagnosis).startswith("Nothing is wrong in 20 packets")
     assert "Nothing is wrong" in diagnosis._repr_html_()
-    assert "Nothing was captured" in repr(capture(0).recording().diagnose())
+    assert "There are no packets" in repr(capture(0).recording().diagnose())
 
 
 def test_the_gravest_come_first() -> None:

@@ -209,6 +209,20 @@ def test_concatenated_frames_keep_their_packets_apart(recording):
         _ = pd.concat([recording.df, other.df]).bpfpath.paths
 
 
+def test_a_query_for_a_moment_without_a_zone_is_told_of_it(recording):
+    moment = recording.packets["first"].iloc[len(recording.packets) // 2]
+    with pytest.raises(OptionError, match="with their zone"):
+        recording.query(f"first >= '{moment.tz_localize(None)}'")
+    assert len(recording.query(f"first >= '{moment}'").packets) == (recording.packets["first"] >= moment).sum()
+
+
+def test_concatenated_frames_need_no_name_for_their_keys(recording):
+    other = capture(100, seed=19).recording()
+    both = pd.concat({"before": recording.df, "after": other.df})
+    assert len(both.bpfpath.packets) == len(recording.packets) + len(other.packets)
+    assert both.bpfpath.functions["hits"].sum() == len(both)
+
+
 def test_a_frame_that_lacks_columns_is_told_which(recording):
     df = recording.df
     for name in ("paths", "functions", "transitions", "packets"):
