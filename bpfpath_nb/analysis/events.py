@@ -177,7 +177,10 @@ class Events:
     @cached_property
     def hop(self) -> npt.NDArray[np.uint32]:
         """Each row's number in its packet."""
-        return (np.arange(len(self)) - np.repeat(self.first, self.counts)).astype(np.uint32)
+        hop = np.arange(len(self), dtype=np.uint32)
+        # Where there are more rows than 32 bits count, both wrap around, and their difference is right.
+        hop -= np.repeat(self.first.astype(np.uint32), self.counts)
+        return hop
 
     @cached_property
     def packet_of(self) -> npt.NDArray[np.int32]:
@@ -200,9 +203,11 @@ class Events:
     def freed_in(self, functions: Iterable[str], rows: slice = slice(None)) -> npt.NDArray[np.bool_]:
         """Of each hop, or of some, whether it freed the packet for one of these functions."""
         wanted = frozenset(functions)
-        location = self.hops["location"][rows]
         addresses = [at for at, (symbol, _) in self.locations.items() if symbol in wanted]
-        return np.isin(location, np.array(addresses, np.uint64)) if addresses else np.zeros(len(location), np.bool_)
+        ends = np.flatnonzero(self.hops["flags"][rows] & EVENT_FLAGS["end"])
+        freed = np.zeros(len(self.hops["flags"][rows]), bool)
+        freed[ends] = np.isin(self.hops["location"][rows][ends], np.array(addresses, np.uint64))
+        return freed
 
     @cached_property
     def utc(self) -> npt.NDArray[np.int64]:
@@ -217,13 +222,15 @@ class Events:
         """For each row the row of `facts` that holds there, -1 where the snapshot was lost."""
         if not len(self.facts):
             return np.full(len(self), -1, np.int32)
-        keys, wanted = _snapshot_key(self.facts), _snapshot_key(self.hops)
+        packet, snapshot = self.hops["packet"], self.hops["snapshot"]
         # Hops of one packet mostly share a snapshot, so that looking up the changes is enough.
-        change = np.concatenate(([True], wanted[1:] != wanted[:-1])) if len(wanted) else np.empty(0, bool)
-        found = np.searchsorted(keys, wanted[change]).clip(max=len(keys) - 1)
-        found[keys[found] != wanted[change]] = -1
-        rows: npt.NDArray[np.int32] = found.astype(np.int32)[np.cumsum(change, dtype=np.int32) - 1]
-        return rows
+        changes = np.append(True, (packet[1:] != packet[:-1]) | (snapshot[1:] != snapshot[:-1]))
+        begin = np.flatnonzero(changes[: len(packet)])
+        keys = _snapshot_key(self.facts)
+        wanted = _snapshot_key({"packet": packet[begin], "snapshot": snapshot[begin]})
+        found = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        found[keys[found] != wanted] = -1
+        return np.repeat(found.astype(np.int32), np.diff(begin, append=len(packet)))
 
     @cached_property
     def return_of(self) -> npt.NDArray[np.intp]:

@@ -30,7 +30,7 @@ def hops_frame(events: Events, flows: Flows) -> pd.DataFrame:
     hops, utc = events.hops, events.utc
     columns: dict[str, Any] = {
         "time": timestamps(utc),
-        "since": timedeltas(utc - np.repeat(utc[events.first], events.counts)),
+        "since": timedeltas(_since(events)),
         "gap": timedeltas(gaps(events)),
         "duration": timedeltas(np.ascontiguousarray(events.duration)),
         "depth": nullable(events.depth, np.full(len(events), not events.start.options.get("returns"))),
@@ -69,10 +69,16 @@ def hops_index(events: Events) -> pd.MultiIndex:
 
 def gaps(events: Events) -> npt.NDArray[np.int64]:
     """Of each hop the time until its packet's next one, NAT on the last."""
-    gap = np.full(len(events), NAT)
-    gap[:-1] = np.diff(events.utc)
+    utc = events.utc
+    gap = np.empty(len(utc), np.int64)
+    np.subtract(utc[1:], utc[:-1], out=gap[:-1])
     gap[events.last] = NAT
     return gap
+
+
+def _since(events: Events) -> npt.NDArray[np.int64]:
+    since = np.repeat(events.utc[events.first], events.counts)
+    return np.subtract(events.utc, since, out=since)
 
 
 def hop_flows(events: Events, flows: Flows) -> names.Named:

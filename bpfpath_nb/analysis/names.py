@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,11 @@ class Named:
     def categorical(self) -> pd.Categorical[Any]:
         """As a pandas column, without the names that do not occur."""
         used = np.zeros(len(self.names) + 1, bool)
-        used[self.codes] = True  # -1 marks the spare last place
         keep = used[:-1]
+        for begin in range(0, len(self.codes), _LOOK):
+            used[self.codes[begin : begin + _LOOK]] = True  # -1 marks the spare last place
+            if keep.all():
+                break
         if keep.all():
             return categorical(self.codes, self.names)
         to = np.full(len(self.names) + 1, -1, np.int32)
@@ -54,23 +57,38 @@ def categorical(codes: npt.NDArray[Any], names: Sequence[str]) -> pd.Categorical
 
 def distinct_names(numbers: npt.NDArray[Any], names: Sequence[str | None]) -> Named:
     """Codes for `numbers` that point into `names`, of which several may be the same and some may be missing."""
-    unique = list(dict.fromkeys(name for name in names if name is not None))
-    code = {name: at for at, name in enumerate(unique)}
-    to = np.array([-1 if name is None else code[name] for name in names] + [-1], _code_type(len(unique)))
+    unique = [name for name in dict.fromkeys(names) if name is not None]
+    code: dict[str | None, int] = {name: at for at, name in enumerate(unique)}
+    code[None] = -1
+    to = np.array([*map(code.__getitem__, names), -1], _code_type(len(unique)))
     return Named(to[numbers], unique)
+
+
+_LOOK: Final = 1 << 16
+"""So many rows are looked through at a time for names that occur: mostly the first have them all."""
 
 
 def _code_type(count: int) -> type[np.signedinteger[Any]]:
     return np.int8 if count < 1 << 7 else np.int16 if count < 1 << 15 else np.int32
 
 
+def _runs(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Where each run of the same number begins, and how long it is.
+
+    Runs are long in what hops tell, so that it is enough to look up where they begin.
+    """
+    begin = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
+    return begin, np.diff(begin, append=len(numbers))
+
+
 def look_up(numbers: npt.NDArray[Any], name: Callable[[int], str | None]) -> Named:
     """Name each distinct number once; the names come in the order of their numbers."""
     if not len(numbers):
         return Named(np.empty(0, np.int8), [])
-    # Runs of the same number are long, and pandas' hash table is faster than sorting.
-    codes, distinct = pd.factorize(numbers, sort=True)
-    return distinct_names(codes, [name(int(number)) for number in distinct])
+    begin, length = _runs(numbers)
+    codes, distinct = pd.factorize(numbers[begin], sort=True)  # its hash table is faster than sorting
+    named = distinct_names(codes, [name(int(number)) for number in distinct])
+    return Named(np.repeat(named.codes, length), named.names)
 
 
 def look_up_at(numbers: npt.NDArray[Any], times: npt.NDArray[np.uint64], called: Callable[[int], Names]) -> Named:
@@ -80,13 +98,19 @@ def look_up_at(numbers: npt.NDArray[Any], times: npt.NDArray[np.uint64], called:
     """
     if not len(numbers):
         return Named(np.empty(0, np.int8), [])
-    which, distinct = pd.factorize(numbers, sort=True)
+    begin_of, length = _runs(numbers)
+    which, distinct = pd.factorize(numbers[begin_of], sort=True)
     steps = [called(int(number)) for number in distinct]
     count = np.array([len(names) for names in steps])
     # One list holds all names of all numbers, in order; `at` becomes the position in it.
     begin = np.cumsum(count) - count
     at = np.where(count > 0, begin, -1)[which]
-    rows = np.flatnonzero((count > 1)[which]) if count.max() > 1 else np.empty(0, np.intp)
+    texts = [name for names in steps for _, name in names]
+    if count.max() <= 1:
+        named = distinct_names(at, texts)
+        return Named(np.repeat(named.codes, length), named.names)
+    which, at = np.repeat(which, length), np.repeat(at, length)
+    rows = np.flatnonzero((count > 1)[which])
     if len(rows):
         since = np.array([since for names in steps for since, _ in names], np.uint64)
         # Number and time in one integer that sorts: times count by how many of all the changes they come after.
@@ -95,7 +119,7 @@ def look_up_at(numbers: npt.NDArray[Any], times: npt.NDArray[np.uint64], called:
         known = owner * (len(changes) + 1) + np.searchsorted(changes, since, "right")
         wanted = which[rows] * (len(changes) + 1) + np.searchsorted(changes, times[rows], "right")
         at[rows] = np.maximum(np.searchsorted(known, wanted, "right") - 1, begin[which[rows]])
-    return distinct_names(at, [name for names in steps for _, name in names])
+    return distinct_names(at, texts)
 
 
 def functions(events: Events, attribute: str = "name") -> Named:

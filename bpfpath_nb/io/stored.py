@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from bpfpath_nb.analysis.events import Columns, Events, hop_order, ordered
@@ -190,7 +189,7 @@ class StoredEvents(Events):
         taken = np.flatnonzero(headers.is_valid().to_numpy(zero_copy_only=False))
         facts = np.zeros(len(taken), FACTS_DTYPE)
         present = headers.drop_null()
-        lengths = pd.Series(pa.compute.binary_length(present).to_numpy(zero_copy_only=False)).to_numpy()
+        lengths = pa.compute.binary_length(present).to_numpy()
         if len(taken) and int(lengths.max()) > HEADERS_BYTES:
             raise ValueError("a snapshot longer than there is room for")
         facts["caplen"] = lengths
@@ -202,9 +201,10 @@ class StoredEvents(Events):
         for name, column in SNAPSHOTS.items():
             facts[name] = _numbers(table[column].take(pa.array(taken)), FACTS_DTYPE[name])
         key = facts["packet"].astype(np.int64) << 16 | facts["snapshot"]
-        facts = facts[np.argsort(key, kind="stable")]
-        if (np.diff(np.sort(key)) == 0).any():
-            raise ValueError("a snapshot that was taken twice")
+        if (key[1:] <= key[:-1]).any():
+            facts = facts[np.argsort(key, kind="stable")]
+            if (np.diff(np.sort(key)) == 0).any():
+                raise ValueError("a snapshot that was taken twice")
         return facts
 
     def _read_returns(self) -> Columns:
@@ -311,7 +311,7 @@ def reading(path: Path) -> Iterator[None]:
 def _numbers(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if column.null_count or column.type != pa.from_numpy_dtype(dtype):
         raise ValueError("a column of numbers with another type, or with gaps")
-    return np.array(column.to_numpy())
+    return np.asarray(column.to_numpy())
 
 
 assert {column.name for column in STACKS} == {"time", "packet", TCP_STATE, "frames"}
