@@ -335,8 +335,7 @@ class Reader:
             try:
                 batch, metadata = self._reader.read_next_batch_with_custom_metadata()
             except StopIteration:
-                # Arrow takes a closed pipe between two messages for an end. Only the mark, or a batch that says so,
-                # is one.
+                # Arrow takes a closed pipe between two messages for an end; only the mark, or such a batch, is one.
                 if self._source.broke_off and self.end is None and self.start.error is None:
                     raise TracerError(f"The tracer ended without a word, as if it was killed. {_NEXT_STEP}") from None
                 return
@@ -360,8 +359,7 @@ class Reader:
             side = {name: _read_side(name, metadata.get(name.encode())) for name in SIDE_TABLES}
             counters = checked_counters(json.loads(metadata[b"counters"])) if b"counters" in metadata else None
             end = checked_end(json.loads(metadata[b"end"])) if b"end" in metadata else None
-            refused = json.loads(metadata.get(b"refused", b"[]"))
-            if refused:
+            if refused := json.loads(metadata.get(b"refused", b"[]")):
                 # Checked as the start record is, so that nothing behind has to know the difference.
                 self.start = StartRecord.from_dict(
                     {**self.start.raw, "refused": [*self.start.raw.get("refused", []), *refused]}
@@ -497,4 +495,6 @@ def checked_end(end: Any) -> dict[str, Any] | None:
     """What an object of JSON says of a capture's end."""
     if end is not None and not isinstance(end, dict):
         raise ValueError("an end that is not an object")
+    if type(time := (end or {}).get("time", 0)) is not int or not 0 <= time < TIME_LIMIT:
+        raise ValueError("an end at a time that no clock shows")
     return end

@@ -240,6 +240,14 @@ def test_a_name_from_an_impossible_time_on_is_refused():
         list(Reader(io.BytesIO(sink.getvalue())))
 
 
+@pytest.mark.parametrize("time", ["noon", 1.5, -1, 1 << 62, None, True])
+def test_an_end_at_an_impossible_time_is_refused(time):
+    sink = io.BytesIO()
+    Writer(sink, start_record()).write(end={"reason": "stopped", "time": time})
+    with pytest.raises(TracerError, match="no clock"):
+        list(Reader(io.BytesIO(sink.getvalue())))
+
+
 def test_a_snapshot_that_claims_more_than_its_room_is_refused():
     sink = io.BytesIO()
     writer = Writer(sink, start_record())
