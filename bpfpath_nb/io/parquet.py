@@ -236,10 +236,10 @@ def row_groups(path: Path) -> list[tuple[int, int]]:
     """The first and the last packet of each row group of a recording that has hops; errors as of `load`."""
     parquet, _ = _file(path)
     with reading(path):
-        column = parquet.schema_arrow.names.index("packet")
-        groups = [parquet.metadata.row_group(at) for at in range(parquet.num_row_groups)]
-        found = [group.column(column).statistics for group in groups if group.num_rows]
-        return [(int(packet.min), int(packet.max)) for packet in found]
+        groups = [at for at in range(parquet.num_row_groups) if parquet.metadata.row_group(at).num_rows]
+        # Read, and not from the statistics: where these are damaged, asking pyarrow for them ends the process.
+        packets = (parquet.read_row_group(at, columns=["packet"])["packet"] for at in groups)
+        return [(packet[0].as_py(), packet[-1].as_py()) for packet in packets]
 
 
 def _open(path: Path, group: int | None = None) -> Events:
@@ -307,10 +307,7 @@ _ROW_BYTES: Final = 1024
 
 def _check_size(described: Any, size: int) -> None:
     """Refuse a file that would unfold to much more than any capture of its size: a few bytes can claim any number."""
-    columns = (
-        described.row_group(group).column(at).total_uncompressed_size
-        for group in range(described.num_row_groups)
-        for at in range(described.num_columns)
-    )
-    if described.num_rows > _ROWS_PER_BYTE * size or sum(columns) > _ROW_BYTES * (described.num_rows + 1000):
+    # Of the whole row group: where a column's statistics are damaged, asking pyarrow for that column ends the process.
+    claimed = sum(described.row_group(group).total_byte_size for group in range(described.num_row_groups))
+    if described.num_rows > _ROWS_PER_BYTE * size or claimed > _ROW_BYTES * (described.num_rows + 1000):
         raise ValueError("it claims more hops than fit into a file of its size")
