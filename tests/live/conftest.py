@@ -174,7 +174,10 @@ def _processes_of_this_run() -> Iterator[tuple[int, str]]:
     for folder, ours in _processes():
         if ours and int(folder.name) not in {os.getpid(), *idle}:
             with contextlib.suppress(OSError):
-                yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                # Python's own, started with the first process pool of a run; it ends with pytest.
+                if "multiprocessing.resource_tracker" not in command:
+                    yield int(folder.name), command
 
 
 def _idle_tracers() -> set[int]:
