@@ -35,6 +35,8 @@ COPIES = ("skb_copy", "__pskb_copy_fclone", "skb_copy_expand")
 """Functions that make another packet of one; identity.h wants to know of them."""
 EXPANDS = "pskb_expand_head"
 """The function that gives a packet another buffer: identity.h wants to know of it."""
+DEFERS = "skb_attempt_defer_free"
+"""The function that a socket's reader gives what it has read; the kernel may take a long time to free it then."""
 LAST_REGISTER = 4
 
 SKBUFF = (
@@ -186,7 +188,8 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
 
 def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, final: bool) -> Probe:
     cookie = func | (kind & 0xFF) << 16 | register << 24 | (kind >> 8) << 41
-    return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, "", final, cookie)
+    role = "deliver" if name == DEFERS else ""
+    return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, role, final, cookie)
 
 
 def in_register(cookie: int, register: int) -> int:

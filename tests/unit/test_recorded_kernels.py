@@ -69,6 +69,12 @@ def test_packets_are_born_above_the_place_where_they_are_cut(kernels: dict[str, 
     assert not born & {"ip_finish_output2", "__dev_queue_xmit", "dev_hard_start_xmit", "ip_rcv"}
 
 
+@pytest.mark.parametrize("release", ["6.1", "6.12", "7.2"])
+def test_what_a_reader_gives_away_to_be_freed_is_delivered(kernels: dict[str, Kernel], release: str) -> None:
+    plan = probes.plan(Request.of({"filter": "udp", "functions": "all"}), kernels[release], with_kprobes=True)
+    assert {probe.name for probe in plan.of_kind("kprobe") if probe.role == "deliver"} == {probes.DEFERS}
+
+
 @pytest.mark.parametrize("release", STOCK)
 def test_symbols_of_each_kernel_resolve(kernels: dict[str, Kernel], release: str) -> None:
     symbols = kernels[release].symbols
