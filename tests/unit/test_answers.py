@@ -17,7 +17,7 @@ from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.recording import Recording
-from bpfpath_nb.schema import QUEUES
+from bpfpath_nb.schema import EVENT_FLAGS, QUEUES
 
 FRAMES = {
     "paths": (schema.PATHS_INDEX, schema.PATHS),
@@ -218,8 +218,9 @@ def queues(*hops: tuple[str, int, int], reader: str = "udp_recvmsg") -> list[str
     """What each gap is, of hops given as (function, process, sk_buff); `reader` frees the packet where it ends."""
     known = list(dict.fromkeys(name for name, _, _ in hops))
     functions = [{"name": name, "layer": "ip", "probe": "kprobe"} for name in known]
+    freed = {"location": READER, "flags": EVENT_FLAGS["end"]}
     rows = [
-        {"func": known.index(name), "pid": pid, "skb": skb, "location": READER if name == "skb_free_head" else 0}
+        {"func": known.index(name), "pid": pid, "skb": skb, **(freed if name == "skb_free_head" else {})}
         for name, pid, skb in hops
     ]
     events = of_hops(*rows, functions=functions, readers=[reader]).events
