@@ -104,7 +104,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             yield made
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)  # it ends its kernels first, and they their captures
 
 
 def _wait_for(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
