@@ -2,18 +2,24 @@
 
 One server and one browser serve all tests here. Chromium is Debian's; Playwright only drives it, and nothing is
 downloaded. The server has folders of its own for settings and data, so nobody's are touched.
+
+Nothing of all that stays: at the end the kernels are shut down as a person would, then the server; and it ends by
+itself where this process is killed. What does not go in time is killed, and fails the run.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +56,8 @@ def _live() -> ModuleType:
 
 live = _live()
 
+from processes import children  # noqa: E402 - the live tests' conftest says where it is
+
 
 def pytest_configure() -> None:
     os.environ[live.SESSION] = secrets.token_hex(8)
@@ -62,6 +70,17 @@ def pytest_runtest_setup() -> None:
         pytest.skip("this machine lacks: chromium (Debian: apt install chromium)")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """Fail a run that leaves anything of ours on the machine: set up first, it looks when all else is taken down."""
+    before = live.look()
+    yield
+    deadline = time.monotonic() + live.PATIENCE
+    while (left := live.leftovers(before, live.look())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
 @dataclass(frozen=True)
 class Server:
     """A running JupyterLab."""
@@ -69,6 +88,12 @@ class Server:
     url: str
     token: str
     folder: Path
+
+    def ask(self, path: str, method: str = "GET") -> bytes:
+        """An answer of its REST API."""
+        asked = urllib.request.Request(f"{self.url}/api/{path}?token={self.token}", method=method)
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return bytes(answer.read())
 
     def page_of(self, name: str) -> str:
         """Where a notebook of the server's folder is shown."""
@@ -94,8 +119,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }  # fmt: skip
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-             "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly"],
+            ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+             "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}",
+             "--LabApp.extension_manager=readonly"],
             env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         made = Server(f"http://127.0.0.1:{port}", token, folder)
@@ -103,19 +129,43 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             _wait_for(made, process, home / "log")
             yield made
         finally:
-            process.terminate()
-            process.wait(120)  # it ends its kernels first, and they their captures
+            _end(made, process, home / "log")
 
 
 def _wait_for(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{server.url}/api/status?token={server.token}", timeout=5):
-                return
+            server.ask("status")
+            return
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+
+
+def _end(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """End the kernels, and they their captures, then the server."""
+    deadline = time.monotonic() + 120
+    # One that is told to end while a kernel restarts forgets about it, and goes on for ever (jupyter_client 8.10:
+    # InvalidStateError out of `_async_shutdown_kernel`). Shutting that kernel down fails too, but can be asked again.
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            for kernel in json.loads(server.ask("kernels")):
+                server.ask(f"kernels/{kernel['id']}", "DELETE")
+            break
+        except urllib.error.HTTPError:
+            time.sleep(0.5)
+        except OSError:
+            break
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        for kernel in children(process.pid):  # each has a process group of its own
+            os.kill(kernel, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        pytest.fail(f"JupyterLab did not end, and was killed:\n{log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="session")

@@ -275,3 +275,5 @@ def test_a_restart_in_mid_capture_detaches(notebook: Notebook, attached: Callabl
     notebook.page.locator(".jp-Dialog button", has_text="Restart").click()
     assert soon(lambda: attached() == [])
     assert soon(lambda: not Path(f"/run/netns/{PREFIX}client").exists())
+    # The restarted kernel serves the notebook as the first one did.
+    expect(notebook.run("usable").locator(".jp-OutputArea-output")).to_contain_text("42")
