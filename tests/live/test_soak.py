@@ -11,7 +11,6 @@ import random
 import secrets
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -117,22 +116,19 @@ def traffic(scene: Scene, background: Background) -> None:
 
 
 def churn(background: Background, prefix: str) -> None:
-    """Namespaces with interfaces, born and gone."""
+    """Namespaces with interfaces, born and gone; a lab's keeper has them, so that none stays where this is killed."""
     numbers = iter(range(1 << 30))
 
     def come_and_go() -> None:
-        name = f"{prefix}{next(numbers)}"
-        for command in (
-            f"ip netns add {name}",
-            f"ip -n {name} link add soak0 type veth peer name soak1",
-            f"ip -n {name} addr add 10.99.0.1/24 dev soak0",
-            f"ip -n {name} link set soak0 up",
-            f"ip -n {name} link set soak1 up",
-            f"ip -n {name} link set lo up",
-            f"ip -n {name} link del soak0",
-            f"ip netns del {name}",
-        ):
-            subprocess.run(command.split(), check=True, capture_output=True, timeout=30)
+        with Lab(("left", "right"), prefix=f"{prefix}{next(numbers)}-") as born:
+            for command in (
+                "ip link add soak0 type veth peer name soak1",
+                "ip addr add 10.99.0.1/24 dev soak0",
+                "ip link set soak0 up",
+                "ip link set soak1 up",
+                "ip link del soak0",
+            ):
+                assert born.run("left", command).returncode == 0
 
     background.again("namespaces", come_and_go, 0.3)
 
