@@ -83,7 +83,9 @@ class Filter:
 
     def __init__(self, expression: str = "") -> None:
         if not isinstance(expression, str):
-            raise TypeError(f"a filter is text, not {type(expression).__name__}")
+            raise FilterError(
+                f"A filter is text, not {type(expression).__name__}; every packet is meant by the empty text, ''."
+            )
         self.expression = expression
         encoded = self._encode()
         self._programs: dict[Link, PcapProgram] = {}

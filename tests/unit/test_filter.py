@@ -194,9 +194,10 @@ class TestRefusals:
         assert "optimizer" in refusal("port 1" + "||2" * 599)
         assert time.monotonic() - start < 20
 
-    def test_not_text(self) -> None:
-        with pytest.raises(TypeError, match="text"):
-            Filter(b"udp")  # type: ignore[arg-type]
+    @pytest.mark.parametrize("what", [None, b"udp", 53])
+    def test_not_text(self, what: object) -> None:
+        with pytest.raises(FilterError, match="text"):
+            Filter(what)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("program", "why"),
