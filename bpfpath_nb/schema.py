@@ -368,7 +368,7 @@ FINDINGS: Final = (
     Column("first", "datetime64[ns, UTC]", "when it was first seen"),
     Column("last", "datetime64[ns, UTC]", "when it was last seen"),
     Column("longest", "timedelta64[ns]", "of waiting: how long at most; else NaT"),
-    Column("netns", "category", "the namespace where it was seen"),
+    Column("netns", "category", "the namespace where it was seen; missing where it is of the whole capture"),
     Column("dev", "category", "the interface there"),
     Column("func", "category", "the function there; of a drop, the one that gave the packet up"),
     Column("reason", "category", "of a drop: why, as the kernel that was traced names it"),

@@ -32,6 +32,8 @@ Rows = npt.NDArray[np.intp]
 MOST_FINDINGS: Final = 200
 """A recording that shows more different things is cut there, the gravest first."""
 
+_OF_ALL: Final = "losses"
+"""The kind that is the capture's own: one finding, of no place, though packets in many places show it."""
 
 _UNWANTED: Final = NOT_SAID | {"NO_SOCKET"}
 
@@ -124,6 +126,9 @@ def _symptoms(shown: _Shown, ground: Ground) -> Iterator[Finding]:
         if rule.kind == "drop":
             continue
         rows = find(rule, ground)
+        if rule.kind == _OF_ALL and len(rows):
+            yield _finding(shown, rule, rows)
+            continue
         # One direction of a conversation, one place: not each port of a busy server.
         yield from _grouped(shown, rows, np.full(len(rows), at), np.zeros(len(rows)), np.zeros(len(rows)))
 
@@ -136,11 +141,13 @@ def _grouped(shown: _Shown, rows: Rows, *same: npt.NDArray[Any]) -> Iterator[Fin
     group = pd.MultiIndex.from_arrays(columns).factorize()[0]
     order = np.argsort(group, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        these = rows[part]
-        flow = shown.flow[these]
-        distinct, first, count = np.unique(flow, return_index=True, return_counts=True)
-        most = first[np.lexsort((first, -count))[0]] if len(distinct) else 0
-        yield Finding(rules()[int(same[0][part[0]])], these, int(these[most]))
+        yield _finding(shown, rules()[int(same[0][part[0]])], rows[part])
+
+
+def _finding(shown: _Shown, rule: Rule, rows: Rows) -> Finding:
+    _, first, count = np.unique(shown.flow[rows], return_index=True, return_counts=True)
+    most = first[np.lexsort((first, -count))[0]]
+    return Finding(rule, rows, int(rows[most]))
 
 
 def _frame(found: list[Finding], shown: _Shown, waits: npt.NDArray[np.int64]) -> pd.DataFrame:
@@ -149,8 +156,10 @@ def _frame(found: list[Finding], shown: _Shown, waits: npt.NDArray[np.int64]) ->
     packets = np.array([len(np.unique(events.packet_of[f.rows])) for f in found], np.int64)
     times = [(events.utc[f.rows].min(), events.utc[f.rows].max()) for f in found]
     first, last = (np.array([pair[end] for pair in times], np.int64) for end in (0, 1))
+    placed = np.array([finding.rule.kind != _OF_ALL for finding in found], bool)
+    place = np.where(placed, example, -1)
     is_drop = np.array([finding.rule.kind == "drop" for finding in found], bool)
-    func = names.distinct_names(np.arange(len(found)), _functions(found, shown))
+    func = names.distinct_names(np.where(placed, np.arange(len(found)), -1), _functions(found, shown))
     values = [
         _values(finding.example, shown, name) for finding, name in zip(found, _functions(found, shown), strict=True)
     ]
@@ -168,8 +177,8 @@ def _frame(found: list[Finding], shown: _Shown, waits: npt.NDArray[np.int64]) ->
         "first": timestamps(first),
         "last": timestamps(last),
         "longest": timedeltas(np.array([_longest(finding, waits) for finding in found], np.int64)),
-        "netns": shown.netns.take(example).categorical(),
-        "dev": shown.dev.take(example).categorical(),
+        "netns": shown.netns.take(place).categorical(),
+        "dev": shown.dev.take(place).categorical(),
         "func": func.categorical(),
         "reason": shown.reason.take(np.where(is_drop, example, -1)).categorical(),
         "flow": flow.categorical(),

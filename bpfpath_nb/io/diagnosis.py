@@ -62,7 +62,8 @@ def place(row: Any) -> str:
     span = f"{row.first:%H:%M:%S.%f}"[:-3]
     if row.last != row.first:
         span += " to " + f"{row.last:%H:%M:%S.%f}"[:-3]
-    parts = [f"{_many(row.packets, 'packet')} ({share}), {span} UTC, in {row.func}"]
+    parts = [f"{_many(row.packets, 'packet')} ({share}), {span} UTC"]
+    parts += [f"in {row.func}"] if pd.notna(row.func) else []
     parts += [f"up to {row.longest.total_seconds() * 1000:.1f} ms"] if pd.notna(row.longest) else []
     parts += [str(row.reason)] if pd.notna(row.reason) else []
     parts += [f"{name} {getattr(row, name)}" for name in ("netns", "dev") if pd.notna(getattr(row, name))]

@@ -270,6 +270,19 @@ def test_a_clean_recording_says_so() -> None:
     assert "There are no packets" in repr(capture(0).recording().diagnose())
 
 
+def test_losses_are_one_finding_of_no_place() -> None:
+    diagnosis, _ = diagnosed("lossy-6.18")
+    losses = np.flatnonzero(diagnosis.findings["rule"] == "losses")
+
+    row = diagnosis.findings.iloc[losses[0]]
+
+    assert len(losses) == 1
+    assert row[["netns", "dev", "func"]].isna().all()
+    packets = diagnosis.recording.packets
+    assert diagnosis.packets(losses[0]).tolist() == packets.index[~packets["complete"]].tolist()
+    assert "the capture itself lost events" in repr(diagnosis)
+
+
 def test_the_gravest_come_first() -> None:
     findings = diagnosed("cases-6.18")[0].findings
     grave = findings["severity"].map({name: at for at, name in enumerate(schema.SEVERITIES)}).astype(int)
