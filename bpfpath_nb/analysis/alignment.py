@@ -171,6 +171,15 @@ class Divergence:
     a: Place | None
     b: Place | None
 
+    def sentence(self, first: str, second: str) -> str:
+        """In words, given what the two sides are called."""
+
+        def goes_on(name: str, place: Place | None) -> str:
+            return f"{name} goes on to {place}" if place is not None else f"{name} ends"
+
+        start = f"The ways part after {self.after}" if self.after else "The ways part at the first hop"
+        return f"{start}: {goes_on(first, self.a)}, {goes_on(second, self.b)}."
+
 
 class Alignment:
     """A path of a and a path of b, aligned.
@@ -195,6 +204,13 @@ class Alignment:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def __repr__(self) -> str:
+        common = int((self.frame["side"] == "both").sum())
+        beyond = f", {self.beyond} more not shown" if self.beyond else ""
+        parting = self.divergence.sentence("a", "b") if self.divergence else "Both do the same in the same places."
+        paths = f"path {self.path_a} of a and {self.path_b} of b"
+        return f"<Alignment: {paths}, {common} of {len(self)} hops in common{beyond}>\n{parting}"
 
 
 def no_such_path(path: str, side: str, known: list[str]) -> str:

@@ -15,7 +15,7 @@ from bpfpath_nb.analysis.losses import losses
 from bpfpath_nb.io.text import loss_lines
 
 if TYPE_CHECKING:
-    from bpfpath_nb.analysis.alignment import Alignment, Place
+    from bpfpath_nb.analysis.alignment import Alignment
     from bpfpath_nb.comparison import Comparison
 
 _MOST: Final = 3
@@ -83,15 +83,21 @@ def _what(comparison: Comparison) -> str:
 
 def _thin(comparison: Comparison) -> list[str]:
     counts = [len(fates.packets) for fates in comparison.tables.fates]
-    tested = comparison.verdicts["share_p"].notna().any() or comparison.paths["share_p"].notna().any()
-    tested |= comparison.functions[["share_p", "shift_p"]].notna().any(axis=None)
-    if not tested:
+    tables = (comparison.verdicts, comparison.functions, comparison.transitions, comparison.places)
+    latency = [bool(table["shift_p"].notna().any()) for table in tables]
+    shares = any(table["share_p"].notna().any() for table in (*tables, comparison.paths, comparison.drops))
+    if not shares and not any(latency):
         return [
             f"That is too thin to say anything: with {counts[0]} and {counts[1]} packets no difference could be told "
             f"from chance. What follows is only what was seen."
         ]
-    if not comparison.functions["shift_p"].notna().any():
-        return ["No function has enough like packets on both sides to compare latencies."]
+    if not any(latency):
+        return ["There are too few like packets on both sides to compare latencies."]
+    if not any(latency[1:]):
+        return [
+            "There are too few like packets on both sides to compare the latencies of single functions; what is said "
+            "of time is of the whole way."
+        ]
     return []
 
 
@@ -260,15 +266,7 @@ def _ways(comparison: Comparison) -> list[str]:
 
 def parting(names: tuple[str, str], alignment: Alignment) -> list[str]:
     """Where the two paths of an alignment part, as a sentence; nothing where they are the same."""
-    divergence = alignment.divergence
-    if divergence is None:
-        return []
-
-    def goes_on(name: str, place: Place | None) -> str:
-        return f"{name} goes on to {place}" if place is not None else f"{name} ends"
-
-    start = f"The ways part after {divergence.after}" if divergence.after else "The ways part at the first hop"
-    return [f"{start}: {goes_on(names[0], divergence.a)}, {goes_on(names[1], divergence.b)}."]
+    return [] if alignment.divergence is None else [alignment.divergence.sentence(*names)]
 
 
 def _nothing(comparison: Comparison) -> list[str]:

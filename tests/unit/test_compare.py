@@ -278,6 +278,17 @@ def test_too_few_packets_are_said_to_be_too_few() -> None:
     assert list(found.drops["change"]) == ["unclear"]
 
 
+def test_too_few_packets_for_functions_may_be_enough_for_the_whole_way() -> None:
+    slow = rec(6, 2, kinds=("answered",), delay={"netif_rx": 10_000_000})
+
+    found = compare(rec(6, 1, kinds=("answered",)), slow)
+
+    assert found.functions["shift_p"].isna().all()
+    assert found.verdicts["change"]["delivered"] == "slower"
+    assert "too few like packets on both sides to compare the latencies of single functions" in found.summary
+    assert "Median time to the socket rose" in found.summary
+
+
 def test_functions_that_one_side_could_not_trace_are_no_difference() -> None:
     before = rec(200, 1, kinds=USUAL)
     functions = [dict(entry) for entry in streams.FUNCTIONS]
@@ -433,6 +444,8 @@ def test_hops_are_aligned_with_those_in_the_same_place() -> None:
     assert aligned.divergence.hop == 8
     assert str(aligned.divergence.after) == "ip_rcv in netns router on left"
     assert str(aligned.divergence.a) == "__dev_queue_xmit in netns router on right"
+    assert "8 of 18 hops in common" in repr(aligned)
+    assert "The ways part after ip_rcv in netns router on left: a goes on to __dev_queue_xmit in netns" in repr(aligned)
     gaps = found.b.df["gap"].groupby(level="hop").median()
     assert abs(aligned.frame["gap_b"].iloc[3] - gaps[3]).value <= 1
 
