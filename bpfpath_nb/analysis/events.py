@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfpath_nb.analysis.copies import Copies, find_copies
+from bpfpath_nb.analysis.jumps import Lost, jumps
 from bpfpath_nb.analysis.returns import depths, durations, no_returns, pair, split
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import EVENT, EVENT_FLAGS, FACTS_DTYPE, STACKS_DTYPE, TIME_LIMIT
@@ -32,15 +33,6 @@ from bpfpath_nb.stream import Batch
 Columns = dict[str, npt.NDArray[Any]]
 Names = tuple[tuple[int, str], ...]
 """What one thing was called, in order: from when on (by the kernel's monotonic clock, in ns), and how."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """When events were lost: spans by the kernel's monotonic clock, in ns, and how many events in all."""
-
-    begin: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
-    events: int
 
 
 @dataclass(frozen=True)
@@ -124,15 +116,13 @@ class Events:
             lost,
         )
 
-    def select(self, packets: npt.NDArray[np.bool_], lost: Lost) -> Events:
+    def select(self, packets: npt.NDArray[np.bool_]) -> Events:
         """The same with only some of the packets.
 
         Parameters
         ----------
         packets : array of bool
             Of each packet whether it stays.
-        lost : Lost
-            When events were lost, which the hops of some packets do not tell.
         """
         rows = np.flatnonzero(packets[self.packet_of]) if len(self) else np.empty(0, np.intp)
         hops = {name: values[rows] for name, values in self.hops.items()}
@@ -146,7 +136,7 @@ class Events:
         stacks.flags.writeable = False
         of_kept = np.isin(self.returns["packet"], kept)
         returns = {name: values[of_kept] for name, values in self.returns.items()}
-        return replace(self, hops=hops, facts=facts, returns=returns, stacks=stacks, reads=reads, lost=lost)
+        return replace(self, hops=hops, facts=facts, returns=returns, stacks=stacks, reads=reads, lost=self.when_lost)
 
     def __len__(self) -> int:
         return len(self.hops["time"])
@@ -233,9 +223,16 @@ class Events:
         return np.repeat(found.astype(np.int32), np.diff(begin, append=len(packet)))
 
     @cached_property
+    def when_lost(self) -> Lost:
+        """When events were lost."""
+        return jumps(self.hops, self.returns) if self.lost is None else self.lost
+
+    @cached_property
     def return_of(self) -> npt.NDArray[np.intp]:
         """For each row the row of `returns` where its function returned, -1 where that is not known."""
-        return pair(self.hops, self.returns)
+        if not len(self.returns["time"]):
+            return np.broadcast_to(np.intp(-1), len(self))  # one number, however many hops
+        return pair(self.hops, self.returns, self.when_lost)
 
     @cached_property
     def duration(self) -> npt.NDArray[np.int64]:

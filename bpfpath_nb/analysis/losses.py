@@ -1,10 +1,8 @@
 """What a capture missed, and which packets that may have touched.
 
-The kernel side counts events on each CPU from 0, whether they could be written or not. A jump in a CPU's count is
-therefore a loss, and it happened between the times of the two events around it. Whatever packet was alive in that
-time may lack a hop. A packet is alive from its first hop until its last, or until the end of the capture where its
-end was not seen; one whose entry was not seen (its first hop is not flagged `entry`) has lost its beginning in any
-case.
+Whatever packet was alive when events were lost (`jumps`) may lack a hop. A packet is alive from its first hop until its
+last, or until the end of the capture where its end was not seen; one whose entry was not seen (its first hop is not
+flagged `entry`) has lost its beginning in any case.
 
 What was lost after a CPU's last event leaves no jump. The counters `events_lost` and `events_over` tell how much
 there was in all, and where they exceed the jumps, every packet that was not seen to end is taken as touched.
@@ -18,39 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bpfpath_nb.analysis.events import Events, Lost
+from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import EVENT_FLAGS, VERDICTS
 
 LOSS_COUNTERS: Final = ("events_lost", "events_over", "facts_lost", "packets_untracked", "probe_misses", "returns_lost")
 """The counters of schema.COUNTERS that must be 0 for a capture to be whole."""
-
-
-def lost_between(events: Events) -> Lost:
-    """The time spans in which events were lost, those of the events around each jump, and how many the jumps are."""
-    if events.lost is not None:
-        return events.lost
-    seq, cpu, time = (np.concatenate((events.hops[name], events.returns[name])) for name in ("seq", "cpu", "time"))
-    none = np.empty(0, np.int64)
-    if not len(events) or _is_gapless(seq, cpu):
-        return Lost(none, none, 0)
-    order = np.argsort((cpu.astype(np.uint64) << np.uint64(32)) | seq)
-    cpu, seq, time = cpu[order], seq[order].astype(np.int64), time[order].astype(np.int64)
-    # Before a CPU's first event there may be a jump as well, from nothing.
-    starts_cpu = np.concatenate(([True], cpu[1:] != cpu[:-1]))
-    before = np.where(starts_cpu, -1, np.concatenate(([-1], seq[:-1])))
-    jumps = np.flatnonzero(seq > before + 1)
-    begin = np.where(starts_cpu[jumps], 0, time[jumps - 1])
-    # A stream that is not to be trusted may have a time that runs backwards.
-    return Lost(begin, np.maximum(begin, time[jumps]), int((seq - before - 1)[jumps].sum()))
-
-
-def _is_gapless(seq: npt.NDArray[Any], cpu: npt.NDArray[Any]) -> bool:
-    """Whether each CPU's numbers reach exactly as far as it has events; saves the sort in the usual case."""
-    counts = np.bincount(cpu)
-    most = np.zeros(len(counts), np.int64)
-    np.maximum.at(most, cpu, seq.astype(np.int64) + 1)
-    return bool((most == counts).all())
 
 
 def complete(events: Events) -> npt.NDArray[np.bool_]:
@@ -60,18 +31,14 @@ def complete(events: Events) -> npt.NDArray[np.bool_]:
         return np.empty(0, bool)
     entered = np.asarray(flags[events.first] & EVENT_FLAGS["entry"] != 0)
     ended = has_ended(events)
-    lost = lost_between(events)
+    lost = events.when_lost
     if events.counters.get("events_lost", 0) + events.counters.get("events_over", 0) > lost.events:
         entered &= ended
     if not len(lost.begin):
         return entered
     alive_from = events.hops["time"][events.first].astype(np.int64)
     alive_to = np.where(ended, events.hops["time"][events.last].astype(np.int64), np.iinfo(np.int64).max)
-    # Spans that began by the packet's end, less those that were over before it began: those that it met.
-    met = np.searchsorted(np.sort(lost.begin), alive_to, "right") - np.searchsorted(
-        np.sort(lost.end), alive_from, "left"
-    )
-    return np.asarray(entered & (met == 0))
+    return np.asarray(entered & (lost.between(alive_from, alive_to) == 0))
 
 
 def has_ended(events: Events) -> npt.NDArray[np.bool_]:
@@ -100,7 +67,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     values |= {
         "packets_sampled_out": events.counters.get("packets_sampled_out", 0),
-        "gaps": len(lost_between(events).begin),
+        "gaps": len(events.when_lost.begin),
         "headers_missing": int((events.fact_of[events.first] < 0).sum()),
         "incomplete": int((~packets["complete"]).sum()),
         "unfinished": int((packets["verdict"] == VERDICTS[-1]).sum()),

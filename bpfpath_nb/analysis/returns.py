@@ -5,6 +5,10 @@ share it, unless the first one ended by jumping into the second, and then the fu
 entry and the next return with its function and stack pointer belong together, whatever was called meanwhile: nested
 calls, a softirq that came on top of a system call, the same function once more.
 
+Unless events were lost meanwhile: the return of one call and the entry of the next one in the same place may be among
+them, and what is left looks like one long call. So where two or more may be missing between an entry and its return,
+on whatever CPU, neither has a partner. A duration that is not known is better than one that is wrong.
+
 The depth of a hop is the number of calls that were open around it: entered before and returned after, for the same
 packet, on the same CPU and in the same process. A softirq that runs on top of a system call, on a stack of its own, is
 within it by this count, as it is for ftrace's `function_graph`.
@@ -18,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from bpfpath_nb.analysis.jumps import Lost
 from bpfpath_nb.schema import EVENT, EVENT_FLAGS
 
 Columns = Mapping[str, npt.NDArray[Any]]
@@ -27,6 +32,9 @@ RETURN_COLUMNS: Final = ("time", "location", "packet", "seq", "func", "cpu")
 
 NAT: Final = np.iinfo(np.int64).min
 """How numpy and pandas write "not a time"."""
+
+_JOINS: Final = 2
+"""So many lost events may make two calls look like one: the return of the first, and the entry of the second."""
 
 _PRIMES: Final = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
 
@@ -45,10 +53,8 @@ def split(columns: Columns) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.
     return hops, {name: columns[name][is_return] for name in RETURN_COLUMNS}
 
 
-def pair(hops: Columns, returns: Columns) -> npt.NDArray[np.intp]:
+def pair(hops: Columns, returns: Columns, lost: Lost) -> npt.NDArray[np.intp]:
     """Of each hop the row of its return, -1 where that is not known. Both tables in any order."""
-    if not len(returns["time"]):
-        return np.broadcast_to(np.intp(-1), hops["time"].shape)  # one number, however many hops
     of = np.full(len(hops["time"]), -1, np.intp)
     calls = np.flatnonzero((hops["location"] != 0) & (hops["flags"] & EVENT_FLAGS["end"] == 0))
     if not len(calls):
@@ -62,7 +68,11 @@ def pair(hops: Columns, returns: Columns) -> npt.NDArray[np.intp]:
     # Numbers that are mixed may meet, if hardly ever.
     for name in names:
         met &= joined[name][before] == joined[name][after]
-    of[calls[before[met]]] = after[met] - len(calls)
+    before, after = before[met], after[met]
+    time = joined["time"].astype(np.int64)
+    sure = lost.between(time[before] + 1, time[after] - 1) < _JOINS  # what was lost next to the two is not within
+    before, after = before[sure], after[sure]
+    of[calls[before]] = after - len(calls)
     return of
 
 

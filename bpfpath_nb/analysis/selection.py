@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis.events import Events
-from bpfpath_nb.analysis.losses import lost_between
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.filter.stored import matches
@@ -60,4 +59,4 @@ def holding(frame: pd.DataFrame, expression: str, level: int = 0) -> npt.NDArray
 
 def select(events: Events, packets: npt.NDArray[np.bool_]) -> Events:
     """Only some packets: of each whether it stays."""
-    return events if packets.all() else events.select(packets, lost_between(events))
+    return events if packets.all() else events.select(packets)

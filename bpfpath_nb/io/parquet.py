@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from bpfpath_nb.analysis import names
-from bpfpath_nb.analysis.events import Events, Lost
+from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import flows
 from bpfpath_nb.analysis.hops import hop_flows
-from bpfpath_nb.analysis.losses import lost_between
+from bpfpath_nb.analysis.jumps import Lost
 from bpfpath_nb.errors import RecordingError
 from bpfpath_nb.io.replace import replacing
 from bpfpath_nb.io.stored import DURATION, NUMBERS, SNAPSHOTS, STACK, TCP_STATE, checksum, open_events, reading
@@ -179,7 +179,7 @@ def _metadata(events: Events) -> dict[str, Any]:
         ],
         "locations": [(address, symbol, offset) for address, (symbol, offset) in events.locations.items()],
         "reads": sorted(events.reads),
-        "lost": _lost(lost_between(events)),
+        "lost": _lost(events.when_lost),
         "rows": len(events),
         "checksums": _checksums(events),
     }
@@ -187,7 +187,7 @@ def _metadata(events: Events) -> dict[str, Any]:
 
 def _lost(lost: Lost) -> dict[str, Any]:
     """When events were lost: the hops of all packets tell it, those of some, or of a part of the file, do not."""
-    return {"begin": lost.begin.tolist(), "end": lost.end.tolist(), "events": lost.events}
+    return {name: getattr(lost, name).tolist() for name in ("begin", "end", "count")} | {"events": lost.events}
 
 
 def _read_lost(lost: dict[str, Any] | None) -> Lost | None:
@@ -196,7 +196,13 @@ def _read_lost(lost: dict[str, Any] | None) -> Lost | None:
     begin, end = (np.array(lost[name], np.int64) for name in ("begin", "end"))
     if begin.ndim != 1 or begin.shape != end.shape or (begin > end).any() or (begin < 0).any():
         raise ValueError("losses at times that no clock shows")
-    return Lost(begin, end, int(lost["events"]))
+    # Older files only say how many there were in all, and of each span that it had one at least.
+    among = np.ones(len(begin), np.int64)
+    among[:1] += int(lost["events"]) - len(begin)
+    count = np.array(lost.get("count", among), np.int64)
+    if count.shape != begin.shape or (count < 1).any() or int(count.sum()) != int(lost["events"]):
+        raise ValueError("losses of another number than that of all")
+    return Lost(begin, end, count)
 
 
 def _checksums(events: Events) -> dict[str, int]:
@@ -229,7 +235,7 @@ def open_part(path: Path, group: int) -> Events:
     """The events of one row group of a recording, which has whole packets; errors as of `load`."""
     events = _open(path, group)
     # Older files do not say it, and the whole of them does.
-    return events if events.lost is not None else replace(events, lost=lost_between(_open(path)))
+    return events if events.lost is not None else replace(events, lost=_open(path).when_lost)
 
 
 def row_groups(path: Path) -> list[tuple[int, int]]:

@@ -7,7 +7,6 @@ import pytest
 from streams import Capture as Made
 from streams import capture
 
-from bpfpath_nb.analysis.losses import lost_between
 from bpfpath_nb.schema import EVENT_FLAGS
 
 
@@ -44,7 +43,7 @@ def test_the_gaps_are_where_the_events_are_missing():
     events = made.events
     cpu1 = np.flatnonzero(events["cpu"] == 1)
     lost = np.concatenate([cpu1[:2], cpu1[10:13]])  # the first ones of a CPU, and three in a row
-    spans = lost_between(without(made, lost).recording().events)
+    spans = without(made, lost).recording().events.when_lost
     assert spans.events == 5
     assert sorted(zip(spans.begin.tolist(), spans.end.tolist(), strict=True)) == [
         (0, int(events["time"][cpu1[2]])),

@@ -79,26 +79,55 @@ def test_a_gap_reaches_to_the_next_hop_whatever_returned_meanwhile() -> None:
     assert without["depth"].isna().all()
 
 
-def test_a_call_whose_return_was_lost_has_no_duration_and_holds_nobody_down() -> None:
+def known_durations(recording: Recording) -> dict[int, int]:
+    """By the number of each entry in its CPU's count."""
+    duration = recording.df["duration"].dropna()
+    seq = recording.events.hops["seq"][recording.df["duration"].notna().to_numpy()]
+    return dict(zip(seq.tolist(), duration.astype("int64").tolist(), strict=True))
+
+
+def test_a_call_whose_return_was_lost_has_no_duration() -> None:
     events, truth = played(3)
-    lost = np.flatnonzero(events["flags"] == RETURN)[::7]
+    lost = np.flatnonzero(events["flags"] == RETURN)[40:41]
+
     recording = made(np.delete(events, lost)).recording(options={"returns": True})
-    df = recording.df
-    assert df["duration"].isna().sum() == len(lost)
-    known = df["duration"].notna().to_numpy()
-    entries = recording.events.hops["seq"][known].tolist()
-    assert [truth[seq][0] for seq in entries] == df.loc[known, "duration"].astype("int64").tolist()
-    assert recording.quality["gaps"] > 0, "returns are counted as events are"
+
+    known = known_durations(recording)
+    assert len(known) == len(truth) - 1
+    assert known.items() <= {seq: ns for seq, (ns, _) in truth.items()}.items()
+    assert recording.quality["gaps"] == 1, "returns are counted as events are"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_was_lost_no_duration_is_wrong(seed: int) -> None:
+    events, truth = played(seed)
+    lost = np.random.default_rng(seed).random(len(events)) < 0.1 * (1 + seed % 5)
+
+    known = known_durations(made(events[~lost]).recording(options={"returns": True}))
+
+    assert len(known) > 30
+    assert known.items() <= {seq: ns for seq, (ns, _) in truth.items()}.items()
+
+
+def test_two_calls_of_which_the_middle_was_lost_are_not_one() -> None:
+    events = np.zeros(6, EVENT_DTYPE)
+    events["time"] = MONOTONIC + np.array([0, 10, 20, 30, 40, 50])
+    events["seq"], events["packet"], events["location"] = np.arange(6), 1, 0xFFFFC90000010000
+    events["flags"][[1, 3, 5]] = RETURN
+
+    whole, halved = (made(events[rows]).recording(options={"returns": True}) for rows in (slice(None), [0, 3, 4, 5]))
+
+    assert known_durations(whole) == {0: 10, 2: 10, 4: 10}
+    assert known_durations(halved) == {4: 10}, "the loss is not within the last call"
+    assert known_durations(halved.query("hops > 0")) == {4: 10}
 
 
 def test_a_return_whose_entry_was_lost_is_nobodys() -> None:
     events, truth = played(4)
     entries = np.flatnonzero(events["flags"] != RETURN)[::9]
-    recording = made(np.delete(events, entries)).recording(options={"returns": True})
-    left = recording.events.hops["seq"].tolist()
-    duration = recording.df["duration"].astype("int64")
-    wrong = [seq for seq, ns in zip(left, duration, strict=True) if truth[seq][0] != ns]
-    assert wrong == []
+    known = known_durations(made(np.delete(events, entries)).recording(options={"returns": True}))
+    assert known.items() <= {seq: ns for seq, (ns, _) in truth.items()}.items()
+    assert len(known) > len(truth) / 2
 
 
 def test_the_frame_of_functions_has_them() -> None:
