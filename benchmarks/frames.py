@@ -2,12 +2,16 @@
 
     make bench
 
-Each size is made by `tests/traffic.py` (some fifty hops a packet) and measured in a process of its own, so that its
-peak memory is known: what the process took beyond what it had before the file was loaded, in units of what `df` itself
-takes. A rate is of the step alone; what an earlier step left in memory is not made again.
+Each size is made by `tests/traffic.py` (some fifty hops a packet) and measured in processes of its own. A rate is of
+the step alone: `df` from the file, every other frame from the columns of hops in memory, with nothing kept of an
+earlier step. Peak memory is what making all of them one after another, and keeping them, took beyond what the process
+had before the file was loaded, in units of what `df` itself takes.
 
-The others do their part of the same recording in the same run. `pandas` is the plain way over `df`: `groupby` and
-`apply` for packets and paths, `groupby` with `quantile` for functions and transitions. `retis` is its package's own
+The others do their part of the same recording in the same run, and what they find is held against ours. `pandas` is
+what its documentation leads to: over `df`, one `groupby(...).apply(...)` for each frame, of a function that gets the
+rows of a packet, a function or a step and returns its row of the frame; `Series.quantile` and the like do the work in
+it. Compiled ways to parts of that (`groupby(...).quantile`, ranks, joins of codes) are faster, and no longer the
+straightforward code; of the frame of functions, where that is easiest, they are shown too. `retis` is its package's own
 reader, from the same hops as its JSON lines (those sections that it writes for a tracked packet) to dicts; ours is from
 the file to `df`.
 """
@@ -21,10 +25,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -36,7 +42,9 @@ from bpfpath_nb.recording import Recording
 PACKETS = (2_000, 20_000, 200_000)
 BESIDE_OTHERS = 1  # of these sizes the one at which others are measured: they need a minute for it
 RETIS_EVENTS = 100_000
-STEPS = ("df", "packets", "paths", "functions", "transitions")
+COMPARED = ("packets", "paths", "functions", "transitions")
+STEPS = (*COMPARED, "drops", "namespaces", "diagnose")
+PERCENTS = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -62,61 +70,108 @@ def make(packets: int, path: Path) -> dict[str, float]:
 
 
 def ours(path: Path) -> dict[str, float]:
-    """Seconds for each step of one recording, from its file on; peak memory in sizes of `df`."""
+    """Seconds for each step of one recording, from its file on."""
     _ = Recording.load(path).df.iloc[:1]  # imports are not the subject
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    before = resident("VmRSS")
     found = {}
     begin = time.perf_counter()
     recording = Recording.load(path)
     found["load"] = time.perf_counter() - begin
+    found["df"] = timed(lambda: recording.df)
     for step in STEPS:
-        found[step] = timed(partial(getattr, recording, step))
+        alone = Recording(replace(recording.events))
+        found[step] = timed(partial(frame, alone, step))
+    return found
+
+
+def frame(recording: Recording, step: str) -> Any:
+    """One of the frames, or the diagnosis."""
+    found = getattr(recording, step)
+    return found() if callable(found) else found
+
+
+def memory(path: Path) -> float:
+    """Peak memory of all frames, in sizes of `df`."""
+    _ = Recording.load(path).df.iloc[:1]
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = resident("VmRSS")
+    recording = Recording.load(path)
+    for step in ("df", *STEPS):
+        frame(recording, step)
     peak = resident("VmHWM") - before
     own = recording.df.memory_usage(deep=False).sum() + sum(codes.nbytes for codes in recording.df.index.codes)
-    return found | {"memory": peak / own}
+    return float(peak / own)
 
 
 def plain_pandas(path: Path) -> dict[str, float]:
     """Seconds of plain pandas for the same frames."""
     recording = Recording.load(path)
     df = recording.df
-    end = recording.events.hops["flags"] & 2 != 0
 
     def packet(hops: pd.DataFrame) -> pd.Series:
         last = hops.iloc[-1]
         return pd.Series({
             "first": hops["time"].iloc[0], "last": last["time"], "total": last["since"], "hops": len(hops),
-            "path": " > ".join(hops["func"]), "flow": hops["flow"].iloc[0],
-            "namespaces": " > ".join(dict.fromkeys(hops["netns"])), "reason": last["reason"], "where": last["func"],
-            "verdict": "dropped" if last["func"] == "kfree_skb" else "delivered" if hops["end"].any() else "unfinished",
+            "path": " > ".join(hops["func"]), "flow": hops["flow"].iloc[0], "netns": hops["netns"].iloc[0],
+            "namespaces": " > ".join(hops["netns"].dropna().unique()), "reason": last["reason"],
+            "verdict": "dropped" if last["func"] == "kfree_skb" else "delivered", "where": last["func"],
         })  # fmt: skip
 
-    def quantiles(gaps: pd.Series) -> pd.Series:
-        return gaps.agg(
-            ["count", lambda s: s.quantile(0.5), lambda s: s.quantile(0.9), lambda s: s.quantile(0.99), "max", "sum"]
+    def packets() -> pd.DataFrame:
+        return df.groupby(level="packet").apply(packet)
+
+    def way(hops: pd.DataFrame) -> pd.Series:
+        return pd.Series({"path": " > ".join(hops["func"]), "total": hops["since"].iloc[-1], "hops": len(hops)})
+
+    def path_of(ways: pd.DataFrame) -> pd.Series:
+        return pd.Series({
+            "packets": len(ways), "hops": ways["hops"].iloc[0], "median": ways["total"].median(),
+            "p99": ways["total"].quantile(0.99),
+        })  # fmt: skip
+
+    def paths() -> pd.DataFrame:
+        return df.groupby(level="packet").apply(way).groupby("path").apply(path_of)
+
+    def lasted(of: str, times: pd.Series) -> dict[str, Any]:
+        found = {f"{of}{name}": times.quantile(part) for name, part in PERCENTS.items()}
+        return found | {f"{of}max": times.max(), f"{of}total": times.sum()}
+
+    def function(hops: pd.DataFrame) -> pd.Series:
+        packets = hops.index.get_level_values("packet").nunique()
+        row = {"layer": hops["layer"].iloc[0], "hits": len(hops), "packets": packets}
+        return pd.Series(row | lasted("gap_", hops["gap"]) | lasted("duration_", hops["duration"]))
+
+    def functions() -> pd.DataFrame:
+        return df.groupby("func", observed=True).apply(function)
+
+    def compiled_functions() -> pd.DataFrame:
+        grouped = df.reset_index("packet").groupby("func", observed=True)
+        found = {"layer": grouped["layer"].first(), "hits": grouped.size(), "packets": grouped["packet"].nunique()}
+        for of in ("gap", "duration"):
+            quantiles = grouped[of].quantile(list(PERCENTS.values())).unstack()
+            found |= {f"{of}_{name}": quantiles[part] for name, part in PERCENTS.items()}
+            found |= {f"{of}_max": grouped[of].max(), f"{of}_total": grouped[of].sum()}
+        return pd.DataFrame(found)
+
+    def transitions() -> pd.DataFrame:
+        following = df.groupby(level="packet")["func"].apply(lambda func: func.astype(str).shift(-1))
+        steps = pd.DataFrame({"from": df["func"].astype(str), "to": following.to_numpy(), "gap": df["gap"]}).dropna()
+        return steps.groupby(["from", "to"]).apply(
+            lambda hops: pd.Series({"count": len(hops)} | lasted("", hops["gap"]))
         )
 
-    marked = df.assign(end=end)
-    found = {"packets": timed(lambda: marked.groupby(level="packet").apply(packet))}
-
-    def paths() -> None:
-        grouped = df.groupby(level="packet")
-        table = pd.DataFrame({"path": grouped["func"].apply(" > ".join), "total": grouped["since"].max()})
-        table.groupby("path")["total"].agg(["count", "median", lambda totals: totals.quantile(0.99)])
-
-    def functions() -> None:
-        numbered = df.reset_index("packet")
-        grouped = numbered.groupby("func", observed=True)
-        pd.DataFrame({"hits": grouped.size(), "packets": grouped["packet"].nunique()})
-        grouped["gap"].apply(quantiles)
-
-    def transitions() -> None:
-        following = df.groupby(level="packet")["func"].apply(lambda func: func.astype(str).shift(-1))
-        pairs = pd.DataFrame({"from": df["func"].astype(str), "to": following.to_numpy(), "gap": df["gap"]})
-        pairs.dropna().groupby(["from", "to"])["gap"].apply(quantiles)
-
-    return found | {"paths": timed(paths), "functions": timed(functions), "transitions": timed(transitions)}
+    found: dict[str, float] = {}
+    for name, task, same in (
+        ("packets", packets, "hops"), ("paths", paths, "packets"), ("functions", functions, "gap_p90"),
+        ("functions, compiled", compiled_functions, "gap_p90"), ("transitions", transitions, "p90"),
+    ):  # fmt: skip
+        begin = time.perf_counter()
+        theirs = task()
+        found[name] = time.perf_counter() - begin
+        mine = getattr(recording, name.partition(",")[0])[same]
+        apart_by = np.sort(mine.to_numpy()).astype("int64") - np.sort(theirs[same].to_numpy()).astype("int64")
+        if len(mine) != len(theirs) or abs(apart_by).max() > 1:  # a quantile is rounded to one ns or the next
+            raise AssertionError(f"plain pandas finds other {name} than the recording")
+    return found
 
 
 def retis_rate(path: Path) -> float:
@@ -162,31 +217,36 @@ def apart(task: Callable[..., Any], *arguments: object) -> Any:
 
 def main() -> None:
     """Measure and print."""
-    names = ("save", "load", *STEPS)
-    print("hops per second, in millions; a process of its own for each size")
-    print(f"{'hops':>12s} " + " ".join(f"{name:>11s}" for name in names) + "   bytes/hop   peak memory / df's own")
+    names = ("save", "load", "df", *STEPS)
+    print(
+        "hops per second, in millions; a process of its own for each size; `all` is seconds from the file to all frames"
+    )
+    print(
+        f"{'hops':>12s} "
+        + " ".join(f"{name:>11s}" for name in (*names, "all"))
+        + "   bytes/hop   peak memory / df's own"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for at, packets in enumerate(PACKETS):
             path = Path(folder) / f"{packets}.parquet"
             found = apart(make, packets, path)
             found |= apart(ours, path)
+            peak = apart(memory, path)
             rates = " ".join(f"{found['hops'] / found[name] / 1e6:11.2f}" for name in names)
-            print(f"{int(found['hops']):12,d} {rates} {found['bytes']:11.1f} {found['memory']:11.2f}", flush=True)
+            total = sum(found[name] for name in ("load", "df", *STEPS))
+            print(f"{int(found['hops']):12,d} {rates} {total:9.2f} s {found['bytes']:11.1f} {peak:11.2f}", flush=True)
             if at == BESIDE_OTHERS:
                 beside, beside_path = found, path
         print(f"the same for {int(beside['hops']):,d} hops by plain pandas (groupby, apply)")
         theirs = apart(plain_pandas, beside_path)
+        theirs["all"], beside["all"] = (sum(of[name] for name in COMPARED) for of in (theirs, beside))
         for name, seconds in theirs.items():
-            rate = beside["hops"] / seconds / 1e6
-            print(f"  {name:12s} {rate:8.3f} million/s   ours is {seconds / beside[name]:7.1f} times that")
-        together = sum(theirs.values())
-        times = together / sum(beside[name] for name in theirs)
-        rate = beside["hops"] / together / 1e6
-        print(f"  {'all':12s} {rate:8.3f} million/s   ours is {times:7.1f} times that")
+            rate, times = beside["hops"] / seconds / 1e6, seconds / beside[name.partition(",")[0]]
+            print(f"  {name:20s} {rate:8.3f} million/s   ours is {times:7.1f} times that")
         rate = apart(retis_rate, beside_path)
         mine = beside["hops"] / (beside["load"] + beside["df"])
         print(f"from a file to something to work with, {RETIS_EVENTS:,d} events by the retis package's reader (dicts)")
-        print(f"  {'retis':12s} {rate / 1e6:8.3f} million/s   ours (load, df) is {mine / rate:7.1f} times that")
+        print(f"  {'retis':20s} {rate / 1e6:8.3f} million/s   ours (load, df) is {mine / rate:7.1f} times that")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import pandas as pd
 
 from bpfpath_nb.analysis import names, parts
 from bpfpath_nb.analysis.events import Events
-from bpfpath_nb.analysis.functions import function_layers, functions_table
+from bpfpath_nb.analysis.functions import functions_table
 from bpfpath_nb.analysis.hop_columns import EventColumns
 from bpfpath_nb.analysis.packets import verdicts
 from bpfpath_nb.analysis.paths import Paths, find_paths, paths_table
@@ -172,7 +172,7 @@ def _functions_part(path: Path, at: int) -> FunctionsPart:
     func, count = hops.func.codes, len(hops.func.names)
     return FunctionsPart(
         hops.func.names,
-        function_layers(hops),
+        hops.layer_of_function,
         np.bincount(func, minlength=count),
         hops.packets_with(func, count),
         {of: parts.count(func, getattr(hops, of)) for of in _TIMES},

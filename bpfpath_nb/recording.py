@@ -24,9 +24,10 @@ from bpfpath_nb.analysis.hops import hops_frame
 from bpfpath_nb.analysis.latency import latency_frame
 from bpfpath_nb.analysis.losses import quality
 from bpfpath_nb.analysis.namespaces import namespaces_frame
-from bpfpath_nb.analysis.packets import packets_frame, verdicts
+from bpfpath_nb.analysis.packets import Verdicts, packets_frame
 from bpfpath_nb.analysis.paths import Paths, find_paths, paths_frame
 from bpfpath_nb.analysis.transitions import transitions_frame
+from bpfpath_nb.analysis.whole import whole
 from bpfpath_nb.docstrings import document_frames
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.exports import Exports
@@ -388,13 +389,17 @@ class Recording(RecordingViews):
     def _paths(self) -> Paths:
         return find_paths(self._columns.func, self.events.first, self.events.hop)
 
+    @property
+    def _verdicts(self) -> Verdicts:
+        return whole(self.events).verdicts
+
     @cached_property
     def _packets(self) -> pd.DataFrame:
-        return packets_frame(self.events, self._flows, self._paths)
+        return packets_frame(self.events, self._flows, self._paths, self._verdicts)
 
     @cached_property
     def _paths_frame(self) -> pd.DataFrame:
-        return paths_frame(self._columns, self._paths, verdicts(self.events)[0])
+        return paths_frame(self._columns, self._paths, self._verdicts[0])
 
     @cached_property
     def _functions(self) -> pd.DataFrame:
@@ -413,11 +418,11 @@ class Recording(RecordingViews):
         from bpfpath_nb.analysis.diagnose import diagnose
         from bpfpath_nb.diagnosis import Diagnosis
 
-        return Diagnosis(self, *diagnose(self.events, self._flows, verdicts(self.events)[0]))
+        return Diagnosis(self, *diagnose(self.events, self._flows, self._verdicts[0]))
 
     @cached_property
     def _namespaces(self) -> pd.DataFrame:
-        return namespaces_frame(self.events, self._columns)
+        return namespaces_frame(self.events, self._columns, self._verdicts)
 
     @cached_property
     def _quality(self) -> pd.Series[Any]:

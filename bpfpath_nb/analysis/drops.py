@@ -43,7 +43,7 @@ def drops_frame(events: Events, flows: Flows) -> pd.DataFrame:
     offset = [events.locations[address][1] for address in location[known].tolist()]
     offsets = np.zeros(len(rows), np.uint32)
     offsets[known] = offset
-    reason, func, stack = names.reasons(events).take(rows), given_up_by(events, rows), drop_stacks(events, rows)
+    reason, func, stack = names.reasons(events, rows), given_up_by(events, rows), drop_stacks(events, rows)
     proto = names.distinct_names(flows.which, flows.proto).take(events.fact_of[rows])
     rule = match_drops(reason, func, stack, proto)
     columns: dict[str, Any] = {
@@ -53,7 +53,7 @@ def drops_frame(events: Events, flows: Flows) -> pd.DataFrame:
         "func": func.categorical(),
         "offset": nullable(offsets, ~known),
         "stack": stack.categorical(),
-        "flow": hop_flows(events, flows).take(rows).categorical(),
+        "flow": hop_flows(events, flows, rows).categorical(),
         "netns": names.netns(events).take(rows).categorical(),
         "dev": names.devices(events).take(rows).categorical(),
         "tcp_state": _tcp_states(events, rows).categorical(),

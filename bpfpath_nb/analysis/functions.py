@@ -27,18 +27,11 @@ def functions_frame(hops: HopColumns) -> pd.DataFrame:
     func, count = hops.func.codes, len(hops.func.names)
     return functions_table(
         hops.func.names,
-        function_layers(hops),
+        hops.layer_of_function,
         np.bincount(func[func >= 0], minlength=count),
         hops.packets_with(func, count),
         {"gap": quantiles(func, count, hops.gap), "duration": quantiles(func, count, hops.duration)},
     )
-
-
-def function_layers(hops: HopColumns) -> npt.NDArray[np.int8]:
-    """Of each function the position of its layer in schema.LAYERS; -1 where it was not passed."""
-    layer = np.full(len(hops.func.names) + 1, -1, np.int8)
-    layer[hops.func.codes] = np.array([LAYERS.index(name) for name in hops.layer.names], np.int8)[hops.layer.codes]
-    return layer[:-1]
 
 
 def functions_table(

@@ -20,6 +20,7 @@ from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.hops import gaps
 from bpfpath_nb.analysis.waits import Takings, waits
 from bpfpath_nb.errors import OptionError
+from bpfpath_nb.schema import LAYERS
 
 Int64s = npt.NDArray[np.int64]
 
@@ -31,8 +32,8 @@ class HopColumns:
     ----------
     first : array
         Row of each packet's first hop.
-    func, layer : Named
-        Of each hop its function and layer.
+    func : Named
+        Of each hop its function.
     time, gap, duration : arrays of int64
         In ns; a missing gap or duration is `hops.NAT`.
     takings : Takings
@@ -41,7 +42,6 @@ class HopColumns:
 
     first: npt.NDArray[np.intp]
     func: names.Named
-    layer: names.Named
     time: Int64s
     gap: Int64s
     duration: Int64s
@@ -69,6 +69,11 @@ class HopColumns:
     def position(self) -> npt.NDArray[np.integer[Any]]:
         """Each row's number in its packet."""
         return np.arange(len(self)) - np.repeat(self.first, self.counts)
+
+    @property
+    def layer_of_function(self) -> npt.NDArray[np.int8]:
+        """Of each of `func.names` the position of its layer in schema.LAYERS."""
+        raise NotImplementedError
 
     @cached_property
     def queue(self) -> npt.NDArray[np.int8]:
@@ -105,9 +110,10 @@ class EventColumns(HopColumns):
     def func(self) -> names.Named:  # type: ignore[override]
         return names.functions(self.events)
 
-    @cached_property
-    def layer(self) -> names.Named:  # type: ignore[override]
-        return names.functions(self.events, "layer")
+    @property
+    def layer_of_function(self) -> npt.NDArray[np.int8]:
+        layer = {function.name: function.layer for function in self.events.start.functions}
+        return np.array([LAYERS.index(layer[name]) for name in self.func.names], np.int8)
 
     @property
     def time(self) -> Int64s:  # type: ignore[override]
@@ -183,9 +189,12 @@ class FrameColumns(HopColumns):
     def func(self) -> names.Named:  # type: ignore[override]
         return self.named("func")
 
-    @cached_property
-    def layer(self) -> names.Named:  # type: ignore[override]
-        return self.named("layer")
+    @property
+    def layer_of_function(self) -> npt.NDArray[np.int8]:
+        layer = self.named("layer")
+        found = np.full(len(self.func.names) + 1, -1, np.int8)
+        found[self.func.codes] = np.array([LAYERS.index(name) for name in layer.names], np.int8)[layer.codes]
+        return found[:-1]
 
     @property
     def time(self) -> Int64s:  # type: ignore[override]

@@ -81,9 +81,9 @@ def _since(events: Events) -> npt.NDArray[np.int64]:
     return np.subtract(events.utc, since, out=since)
 
 
-def hop_flows(events: Events, flows: Flows) -> names.Named:
-    """Of each hop the flow that holds there."""
-    return names.distinct_names(flows.which, flows.flow).take(events.fact_of)
+def hop_flows(events: Events, flows: Flows, rows: Any = slice(None)) -> names.Named:
+    """Of each hop, or of some, the flow that holds there."""
+    return names.distinct_names(flows.which, flows.flow).take(events.fact_of[rows])
 
 
 def timestamps(utc: npt.NDArray[np.int64]) -> pd.DatetimeIndex:

@@ -29,6 +29,9 @@ class Named:
         """The same names for some of the rows; a row of -1 has none."""
         if not len(self.codes):
             return Named(np.full(len(rows), -1, np.int8), self.names)
+        if len(rows) > len(self.codes):
+            # The code after the last is what -1 stands for; one look at many rows instead of three.
+            return Named(np.append(self.codes, self.codes.dtype.type(-1))[rows], self.names)
         return Named(np.where(rows < 0, self.codes.dtype.type(-1), self.codes[rows]), self.names)
 
     def categorical(self) -> pd.Categorical[Any]:
@@ -63,6 +66,8 @@ def distinct_names(numbers: npt.NDArray[Any], names: Sequence[str | None]) -> Na
     to = np.array([*map(code.__getitem__, names), -1], _code_type(len(unique)))
     return Named(to[numbers], unique)
 
+
+_ALL: Final = slice(None)
 
 _LOOK: Final = 1 << 16
 """So many rows are looked through at a time for names that occur: mostly the first have them all."""
@@ -122,9 +127,11 @@ def look_up_at(numbers: npt.NDArray[Any], times: npt.NDArray[np.uint64], called:
     return distinct_names(at, texts)
 
 
-def functions(events: Events, attribute: str = "name") -> Named:
-    """Of each hop the function's name, or its layer, probe or target."""
-    return distinct_names(events.hops["func"], [getattr(function, attribute) for function in events.start.functions])
+def functions(events: Events, attribute: str = "name", rows: Any = _ALL) -> Named:
+    """Of each hop, or of some, the function's name, or its layer, probe or target."""
+    return distinct_names(
+        events.hops["func"][rows], [getattr(function, attribute) for function in events.start.functions]
+    )
 
 
 def netns(events: Events) -> Named:
@@ -152,6 +159,6 @@ def processes(events: Events) -> Named:
     return look_up(events.hops["pid"], events.processes.get)
 
 
-def reasons(events: Events) -> Named:
-    """Of each hop the drop reason."""
-    return look_up(events.hops["reason"], lambda number: events.start.reason(number) if number else None)
+def reasons(events: Events, rows: Any = _ALL) -> Named:
+    """Of each hop, or of some, the drop reason."""
+    return look_up(events.hops["reason"][rows], lambda number: events.start.reason(number) if number else None)

@@ -12,12 +12,12 @@ from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.hop_columns import HopColumns
 from bpfpath_nb.analysis.hops import timedeltas
-from bpfpath_nb.analysis.packets import real_drops, verdicts
+from bpfpath_nb.analysis.packets import Verdicts, real_drops
 from bpfpath_nb.schema import NAMESPACES, VERDICTS
 
 
-def namespaces_frame(events: Events, hops: HopColumns) -> pd.DataFrame:
-    """All namespaces that packets were seen in, that with most packets first.
+def namespaces_frame(events: Events, hops: HopColumns, verdicts: Verdicts) -> pd.DataFrame:
+    """All namespaces that packets were seen in, that with most packets first; `verdicts` as `packets.verdicts`.
 
     A gap is spent where the hop before it was. Namespaces that go by one name are one row.
 
@@ -28,7 +28,7 @@ def namespaces_frame(events: Events, hops: HopColumns) -> pd.DataFrame:
     """
     netns = names.netns(events)
     code, count = netns.codes, len(netns.names)
-    verdict, deciding = verdicts(events)
+    verdict, deciding = verdicts
     delivered = code[deciding[verdict == VERDICTS.index("delivered")]]
     gap = hops.gap.clip(min=0)
     packets = hops.packets_with(code, count)

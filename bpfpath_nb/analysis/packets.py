@@ -46,6 +46,8 @@ from bpfpath_nb.analysis.paths import Paths
 from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.schema import EVENT_FLAGS, PACKETS, ROLES, VERDICTS
 
+Verdicts = tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]]
+
 _ROLES: Final = tuple(ROLES)
 
 _BYSTANDERS: Final = frozenset({"OTHERHOST", "PACKET_SOCK_ERROR"})
@@ -61,8 +63,8 @@ _TAP_READERS: Final = frozenset({"packet_recvmsg", "skb_free_datagram", "__skb_f
 """Functions that free what a packet socket's owner has read."""
 
 
-def packets_frame(events: Events, flows: Flows, paths: Paths) -> pd.DataFrame:
-    """All packets, by number.
+def packets_frame(events: Events, flows: Flows, paths: Paths, verdicts: Verdicts) -> pd.DataFrame:
+    """All packets, by number; `verdicts` as the function of this name tells them.
 
     Returns
     -------
@@ -70,7 +72,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths) -> pd.DataFrame:
         Index packet; columns as schema.PACKETS.
     """
     first, last, utc = events.first, events.last, events.utc
-    verdict, deciding = verdicts(events)
+    verdict, deciding = verdicts
     dropped = verdict == VERDICTS.index("dropped")
     fact = events.fact_of[first]
     parent, length = _parent_and_length(events, fact)
@@ -82,7 +84,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths) -> pd.DataFrame:
         "total": timedeltas(utc[last] - utc[first]),
         "hops": events.counts.astype(np.uint32),
         "path": paths.named().categorical(),
-        "flow": hop_flows(events, flows).take(first).categorical(),
+        "flow": hop_flows(events, flows, first).categorical(),
         "proto": _of_first(flows.proto, flows, fact),
         "src": _of_first(flows.src, flows, fact),
         "sport": ports["sport"],
@@ -92,7 +94,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths) -> pd.DataFrame:
         "netns": netns.take(first).categorical(),
         "namespaces": itineraries(events.packet_of, len(first), netns).categorical(),
         "verdict": names.categorical(verdict, VERDICTS),
-        "reason": names.reasons(events).take(np.where(dropped, deciding, -1)).categorical(),
+        "reason": names.reasons(events, deciding).take(np.where(dropped, np.arange(len(first)), -1)).categorical(),
         "where": given_up_by(events, deciding).categorical(),
         "parent": nullable(parent, parent == 0),
         "complete": complete(events),
@@ -101,7 +103,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths) -> pd.DataFrame:
     return pd.DataFrame({column.name: columns[column.name] for column in PACKETS}, index=index)
 
 
-def verdicts(events: Events) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]]:
+def verdicts(events: Events) -> Verdicts:
     """Of each packet the verdict, as a position in schema.VERDICTS, and the row of the hop that decided it."""
     start, hops = events.start, events.hops
     role_of = np.array([_ROLES.index(function.role) for function in start.functions] or [0], np.int8)
@@ -235,10 +237,10 @@ def itineraries(packet_of: npt.NDArray[np.int32], count: int, netns: names.Named
 
 def given_up_by(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
     """The functions of some hops: of an end the one that holds the address of who freed, where that is known."""
-    function = names.functions(events)
+    function = names.functions(events, rows=rows)
     location = events.hops["location"][rows]
     known = names.look_up(location, lambda address: events.locations.get(address, (None, 0))[0])
-    code = np.where(known.codes >= 0, known.codes, function.codes[rows] + np.int32(len(known.names)))
+    code = np.where(known.codes >= 0, known.codes, function.codes + np.int32(len(known.names)))
     return names.distinct_names(code, [*known.names, *function.names])
 
 

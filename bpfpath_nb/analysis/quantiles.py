@@ -1,8 +1,9 @@
 """Quantiles of many groups at once, exact.
 
 The group's number and the value go into one 64-bit integer, group first. Sorting those integers, for which numpy has
-the processor's vector instructions, puts each group's values in order and side by side; a quantile is then a look at
-one or two places of the group's run. Only where group and value have too many bits together, two sorts are needed.
+the processor's vector instructions, puts each group's values in order and side by side, and what counts for none in
+front of all; a quantile is then a look at one or two places of the group's run. Only where group and value have too
+many bits together, two sorts are needed.
 
 A quantile between two values is interpolated on the line between them, as numpy and pandas do by default, in whole
 nanoseconds rounded down.
@@ -39,30 +40,38 @@ def quantiles(group: npt.NDArray[Any], count: int, values: Int64s) -> dict[str, 
     dict
         p50, p90, p99, max, total: one value per group, `hops.NAT` for a group without values.
     """
-    known = values >= 0
-    if len(group) and int(group.min()) < 0:
-        known &= group >= 0
-    rows: Any = slice(None) if known.all() else known
-    size = np.bincount(group[rows], minlength=count).astype(np.int64)
-    values = sort_within(group, count, values, rows)
-    begin = np.cumsum(size) - size
+    values, begin = _sorted(group, count, values)
+    size, begin = np.diff(begin), begin[:-1]
     found = {name: _at(values, begin, size, percent) for name, percent in PERCENTS.items()}
     return found | {"total": _totals(values, begin, size)}
 
 
-def sort_within(group: npt.NDArray[Any], count: int, values: Int64s, rows: Any = slice(None)) -> Int64s:
-    """The values (of some rows), group by group, ascending in each."""
-    bits = int(values.max(initial=0)).bit_length()
+def sort_within(group: npt.NDArray[Any], count: int, values: Int64s) -> Int64s:
+    """The values group by group, ascending in each, without those that `quantiles` counts for none."""
+    return _sorted(group, count, values)[0]
+
+
+def _sorted(group: npt.NDArray[Any], count: int, values: Int64s) -> tuple[Int64s, Int64s]:
+    """The values as `sort_within` has them, and where each group begins and the last one ends."""
+    most = int(values.max(initial=-1))
+    bits = max(most, 0).bit_length()
+    if most < 0:
+        return np.empty(0, np.int64), np.zeros(count + 1, np.int64)
     if bits + count.bit_length() > 63:
-        group, values = group[rows], values[rows]
+        known = (values >= 0) & (group >= 0)
+        group, values = group[known], values[known]
         order = np.argsort(values, kind="stable")
-        return values[order[np.argsort(group[order], kind="stable")]]
-    keys: Int64s = group[rows].astype(np.int64)
+        size = np.bincount(group, minlength=count)
+        return values[order[np.argsort(group[order], kind="stable")]], np.concatenate(([0], np.cumsum(size)))
+    keys: Int64s = group.astype(np.int64)
     keys <<= bits
-    keys |= values[rows]
+    keys |= values
     keys.sort()
+    # A missing value's number is negative, and so is a group's that counts for none: such keys come first.
+    keys = keys[np.searchsorted(keys, 0) :]
+    begin = np.searchsorted(keys, np.arange(count + 1) << bits)
     keys &= (1 << bits) - 1
-    return keys
+    return keys, begin
 
 
 def places(size: Int64s, percent: int) -> tuple[Int64s, Int64s, Int64s]:
