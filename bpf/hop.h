@@ -511,7 +511,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	path = state->tagged ? path_of(state, skb, head) : 0;
 	if (path && path->ignored)
 		goto end;
-	if (!path && state->tagged && !(where.kind & (KIND_RECEIVE | KIND_BIRTH)))
+	if (!path && state->tagged && !(where.kind & KIND_BIRTH))
 		former = former_head(skb);
 	if (!path && !former && !entry)
 		return 0;
@@ -525,7 +525,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	}
 	if (!path && former) {
 		flow = flow_of(&copy, &header);
-		path = carry_on(state, *former, skb, head, flow, now);
+		path = carry_on(state, *former, skb, head, flow, where.kind, now);
 	}
 	/* Most packets are nobody's: the filter is asked before anything else is looked at. */
 	asked = !path;

@@ -34,6 +34,8 @@
  * for segments and copies with the same ports. Segments are recognized only beneath a packet that is known to be cut
  * (`gso_size`), fragments by their header, copies only after one of the functions that copy, where these can be probed;
  * elsewhere a copy is a packet of its own, without a parent. (`sources`)
+ *
+ * And some end in others: merging.h.
  */
 
 struct path {
@@ -136,15 +138,18 @@ static __always_inline u64 *former_head(u64 skb)
 
 /* The path of an sk_buff that was seen with another buffer just now. It goes on where nobody but it can: the
  * same sk_buff was the last one seen, and its addresses are the same, or a hook of netfilter may have
- * translated them. */
+ * translated them. What a driver hands up was between two devices (veth gives what it hands to GRO a buffer of
+ * its own). */
 static __always_inline struct path *carry_on(struct state *state, u64 former, u64 skb, u64 head, u64 flow,
-					     u64 now)
+					     u16 kind, u64 now)
 {
 	struct path *path = skb_map.lookup(&former);
 
 	if (!path || path->skb != skb || path->ignored || now - path->seen > FRESH)
 		return 0;
 	if (flow != path->flow && !(path->kind & KIND_HOOK))
+		return 0;
+	if (kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE))
 		return 0;
 	if (skb_map.insert(&head, path))
 		return 0;

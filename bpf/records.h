@@ -30,6 +30,7 @@ struct event {
 #define EVENT_LAST   4
 #define EVENT_CLONE  8
 #define EVENT_RETURN 16
+#define EVENT_MERGED 32
 
 struct facts {
 	u64 time;

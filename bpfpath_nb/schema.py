@@ -65,7 +65,10 @@ EVENT: Final = (
     Column("skb", "uint64", "address of the sk_buff"),
     # Where returns are traced, an entry and its return find each other by the stack pointer at entry.
     Column(
-        "location", "uint64", "of a packet's end the kernel's address that freed it; of a call its stack pointer; or 0"
+        "location",
+        "uint64",
+        "of a packet's end the kernel's address that freed it; of a merging the number of the packet that it was "
+        "merged into; of a call its stack pointer; or 0",
     ),
     Column("packet", "uint32", "number of the packet, from 1, never used twice in a capture"),
     Column("seq", "uint32", "number of the event on its CPU, from 0; a gap is a lost event"),
@@ -90,6 +93,7 @@ EVENT_FLAGS: Final = {
     "last": 4,  # and with it the packet's data: no clone is left
     "clone": 8,  # the sk_buff shares its data with another
     "return": 16,  # the function returned; its entry is the last event before with this function and `location`
+    "merged": 32,  # GRO merged the sk_buff into that of an earlier packet, whose number is in `location`
 }
 
 # Second ring: what is told once per packet, or again when its flow changed, the names of processes, and how a packet
@@ -279,6 +283,7 @@ PACKETS: Final = (
     ),
     Column("parent", "UInt32", "the packet that it was copied or cut from"),
     Column("complete", "bool", "whether no hop of it can be missing: False where events were lost while it was alive"),
+    Column("merged_into", "UInt32", "the packet that it was merged into when it was received (GRO), and goes on as"),
 )
 
 QUEUES: Final = ("backlog", "qdisc", "neighbour", "socket", "out-of-order")

@@ -20,6 +20,8 @@ sent         a copy's end was seen, no other copy lives, and after the last hop 
              of what left them; there handing it to a driver is enough.
 consumed     all ends were seen, not all of them of bystanders: a protocol or a local process used it up, such as an
              ARP request. Where all were of bystanders, the packet is dropped if one of these was.
+             A packet that GRO merged into another ends there (`merged_into`, flag `merged`): that one goes on with its
+             data. What frees the merged sk_buff later, with the other's, does not count.
 unfinished   a copy's end was not seen: it waits in a queue, the capture stopped before, or the event was lost (see
              `complete`). A copy that was dropped meanwhile shows in the frame of hops only. What TCP keeps to send
              again is no copy in this sense.
@@ -77,6 +79,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths, verdicts: Verdicts
     fact = events.fact_of[first]
     parent, length = _parent_and_length(events, fact)
     ports = {end: _ports(getattr(flows, end), flows, fact) for end in ("sport", "dport")}
+    merged_into = _merged_into(events)
     netns = names.netns(events)
     columns: dict[str, Any] = {
         "first": timestamps(utc[first]),
@@ -98,6 +101,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths, verdicts: Verdicts
         "where": given_up_by(events, deciding).categorical(),
         "parent": nullable(parent, parent == 0),
         "complete": complete(events),
+        "merged_into": nullable(merged_into, merged_into == 0),
     }
     index = pd.Index(events.packets, name="packet")
     return pd.DataFrame({column.name: columns[column.name] for column in PACKETS}, index=index)
@@ -120,7 +124,7 @@ def verdicts(events: Events) -> Verdicts:
 
     copies = events.copies
     of_packet, several = events.packet_of, copies.several
-    is_end = hops["flags"] & EVENT_FLAGS["end"] != 0
+    is_end = _ends(events)
     is_drop, bystander = _drops_and_bystanders(events, is_end)
     # Whether no copy lives but, perhaps, the row's own.
     alone = (copies.living[copies.packet] == copies.lives)[copies.of]
@@ -148,8 +152,23 @@ def verdicts(events: Events) -> Verdicts:
 
 def real_drops(events: Events) -> npt.NDArray[np.bool_]:
     """Of each hop whether a copy was dropped there that was no bystander."""
-    is_drop, bystander = _drops_and_bystanders(events, events.hops["flags"] & EVENT_FLAGS["end"] != 0)
+    is_drop, bystander = _drops_and_bystanders(events, _ends(events))
     return is_drop & ~bystander
+
+
+def _ends(events: Events) -> npt.NDArray[np.bool_]:
+    """Of each hop whether a copy came to its end there; one that was merged did so before it was freed."""
+    flags, of = events.hops["flags"], events.copies.of
+    is_end = flags & EVENT_FLAGS["end"] != 0
+    at = np.flatnonzero(flags & EVENT_FLAGS["merged"])
+    if len(at):
+        # Of several values for one place numpy keeps the last.
+        merged, passed = np.full((2, len(events.copies.packet)), -1, np.intp)
+        merged[of[at]] = at
+        goes_on = np.flatnonzero(~is_end)
+        passed[of[goes_on]] = goes_on
+        is_end &= (np.arange(len(is_end)) <= merged[of]) | (merged < 0)[of] | (passed > merged)[of]
+    return np.asarray(is_end)
 
 
 def _drops_and_bystanders(
@@ -253,6 +272,14 @@ def _ports(ports: npt.NDArray[np.int32], flows: Flows, fact: npt.NDArray[np.int3
     known = fact >= 0
     of_packet[known] = ports[flows.which[fact[known]]]
     return nullable(of_packet.clip(min=0).astype(np.uint16), of_packet < 0)
+
+
+def _merged_into(events: Events) -> npt.NDArray[np.uint32]:
+    into, hops = np.zeros(len(events.first), np.uint32), events.hops
+    at = np.flatnonzero(hops["flags"] & EVENT_FLAGS["merged"])
+    number = hops["location"][at]
+    into[events.packet_of[at]] = np.where(number <= np.iinfo(np.uint32).max, number, 0)
+    return into
 
 
 def _parent_and_length(

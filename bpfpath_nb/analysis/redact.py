@@ -27,7 +27,7 @@ import numpy.typing as npt
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.headers import KINDS, Bools, Located, Offsets, extension_headers, located
 from bpfpath_nb.analysis.pseudonyms import Pseudonyms
-from bpfpath_nb.schema import LINKS, START_RECORD
+from bpfpath_nb.schema import EVENT_FLAGS, LINKS, START_RECORD
 from bpfpath_nb.start import StartRecord
 
 _KEPT_NAMES: Final = frozenset({"host", "lo"})
@@ -65,7 +65,9 @@ def redact(events: Events, key: bytes) -> Events:
     }
     to = _kernel_addresses(events)
     hops = dict(events.hops)
-    hops["skb"], hops["location"] = _ranked(hops["skb"], _HEAP), to(hops["location"])
+    merged = hops["flags"] & EVENT_FLAGS["merged"] != 0  # there `location` is a packet's number
+    hops["location"] = np.where(merged, hops["location"], to(hops["location"]))
+    hops["skb"] = _ranked(hops["skb"], _HEAP)
     returns = dict(events.returns) | {"location": to(events.returns["location"])}
     stacks = events.stacks.copy()
     stacks["frames"] = to(stacks["frames"])

@@ -84,13 +84,14 @@ def _packet_lines(recording: Recording, at: int) -> list[str]:
 def _head(number: int, packet: pd.Series) -> list[str]:
     flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
     parent = f"  copied from packet {packet['parent']}" if pd.notna(packet["parent"]) else ""
+    into = f"  merged into packet {packet['merged_into']}" if pd.notna(packet["merged_into"]) else ""
     lacking = "" if packet["complete"] else "  MAY LACK HOPS: events were lost"
     where = packet["namespaces"] if pd.notna(packet["namespaces"]) else "namespace not known"
     total = _microseconds(np.array([packet["total"].to_timedelta64()]))[0]
     time = f"{packet['first']:%H:%M:%S}.{packet['first'].value % 10**9:09d} UTC"
     return [
         f"packet {number}  {flow}  {packet['length']} bytes  {outcome(packet)}",
-        f"{time}  path {packet['path']}  {where}  {packet['hops']} hops in {total} us{parent}{lacking}",
+        f"{time}  path {packet['path']}  {where}  {packet['hops']} hops in {total} us{parent}{into}{lacking}",
     ]
 
 

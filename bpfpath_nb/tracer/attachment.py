@@ -255,15 +255,19 @@ class Attachment:
                     # The kernel skips a program that interrupts itself, and here interrupts are frequent and a skipped
                     # end would give the next user of the buffer this packet's number. Of two, one always runs.
                     for _ in range(2):
-                        self._attach_tracepoint(f"freed_{probe.target}", probe)
+                        self._attach_tracepoint(f"freed_{probe.target}", probe.target)
+                elif probe.target == probes.MERGES:
+                    # Behind the tracepoint's own program, which gives the packet its number.
+                    self._attach_tracepoint("merging_entry", probes.HANDED_OVER)
+                    self.counted.append(self._attach_tracepoint("merging_exit", probe.target))
                 else:
-                    self.counted.append(self._attach_tracepoint("tracepoint", probe, cookie=probe.cookie))
+                    self.counted.append(self._attach_tracepoint("tracepoint", probe.target, cookie=probe.cookie))
             except OSError as error:
                 self._refuse(probe.target, error)
 
-    def _attach_tracepoint(self, function: str, probe: probes.Probe, cookie: int | None = None) -> int:
+    def _attach_tracepoint(self, function: str, tracepoint: str, cookie: int | None = None) -> int:
         program = self._program.load(function, RAW_TRACEPOINT, cookie=cookie)
-        self._undo.callback(os.close, raw_tracepoint_open(probe.target, program))
+        self._undo.callback(os.close, raw_tracepoint_open(tracepoint, program))
         return program
 
     def _attach_netfilter(self) -> None:

@@ -27,6 +27,13 @@ FREES = ("kfree", "kmem_cache_free")
 FREED = "skb_free_head"
 """What such an end is called: which of the two frees a buffer depends on its size only."""
 
+MERGES = "napi_gro_receive_exit"
+"""Where the kernel tells that a received packet was merged into an earlier one of its flow (see merging.h)."""
+HANDED_OVER = "napi_gro_receive_entry"
+"""And where it tells before which packet that is."""
+MERGED = "skb_gro_receive"
+"""What such an end is called."""
+
 ENDS = ("kfree_skb", "consume_skb")
 """Tracepoints that report an end; they come with every plan."""
 STEADY = ("netif_receive_skb", "net_dev_start_xmit", "skb_copy_datagram_iovec")
@@ -133,6 +140,9 @@ def plan(request: Request, kernel: Kernel, *, with_kprobes: bool) -> Plan:
     for name in FREES:
         made.macros[f"FUNC_{name}"] = len(made.probes)
         made.probes.append(Probe(FREED, "skb", "tracepoint", name, "consume"))
+    if request.functions != "drops" and HANDED_OVER in kernel.tracepoints:
+        made.macros[f"FUNC_{MERGED}"] = len(made.probes)
+        made.probes.append(Probe(MERGED, kernel.catalogue.layer_of(MERGED), "tracepoint", MERGES, "consume"))
     return made
 
 

@@ -178,7 +178,7 @@ class _Run:
         events = events[:room]
         self._delivered += len(events)
         self._namespaces.update(np.unique(events["netns"]).tolist())
-        ends = events["flags"] & EVENT_FLAGS["end"] != 0
+        ends = events["flags"] & (EVENT_FLAGS["end"] | EVENT_FLAGS["merged"]) == EVENT_FLAGS["end"]
         addresses = np.concatenate([events["location"][ends], _frames(facts).reshape(-1)])
         side: dict[str, Any] = {"locations": self._resolve(addresses)}
         if len(facts):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bpfpath_nb.errors import RequirementError
 
-FILES = ("records.h", "packet.h", "identity.h", "filter", "hop.h", "probes.h")
+FILES = ("records.h", "packet.h", "identity.h", "filter", "hop.h", "merging.h", "probes.h")
 """In the order of the unit; `filter` stands for what the packet filter was translated into."""
 
 

@@ -41,7 +41,7 @@ from bpfpath_nb import schema
 from bpfpath_nb.analysis.events import Collector, Events, hop_order
 from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.recording import Recording, RecordingViews
-from bpfpath_nb.schema import EVENT_DTYPE
+from bpfpath_nb.schema import EVENT_DTYPE, EVENT_FLAGS
 from bpfpath_nb.stream import Reader
 
 
@@ -94,7 +94,7 @@ def test_every_column_of_the_design_is_there():
         complete
     """
     assert [c.name for c in schema.HOPS] == hops.split()
-    assert [c.name for c in schema.PACKETS] == packets.split()
+    assert [c.name for c in schema.PACKETS] == [*packets.split(), "merged_into"]
 
 
 def test_hops_say_what_the_events_said():
@@ -276,6 +276,26 @@ def test_a_packet_of_which_only_the_reading_was_told_is_delivered():
 def test_what_a_closed_stream_socket_purges_is_lost_only_if_it_has_data(length, verdict):
     end = hop("kfree_skb", ENTRY | END | LAST, reason=2, location=KILLED, len=length)
     assert of_hops(end).packets.loc[1, "verdict"] == verdict
+
+
+def test_what_was_merged_ends_there_unless_it_goes_on():
+    merged = hop("consume_skb", END | EVENT_FLAGS["merged"], location=7)
+    freed = hop("kfree_skb", END | LAST, reason=8, location=HOOK)
+    ended = of_hops(hop("netif_rx", ENTRY), merged, freed)
+    went_on = of_hops(hop("netif_rx", ENTRY), merged, hop("netif_receive_skb"), freed)
+    assert ended.packets.loc[1, ["verdict", "where", "merged_into"]].tolist() == ["consumed", "consume_skb", 7]
+    assert went_on.packets.loc[1, ["verdict", "where", "merged_into"]].tolist() == ["dropped", "nf_hook_slow", 7]
+    assert (len(ended.drops), len(went_on.drops)) == (0, 1)
+    assert "merged into packet 7" in ended.text()
+    assert ended.redact().packets.loc[1, "merged_into"] == 7
+
+
+@pytest.mark.parametrize("number", [0, 1 << 40])
+def test_what_it_was_merged_into_may_not_be_known(number):
+    merged = hop("consume_skb", END | EVENT_FLAGS["merged"], location=number)
+    packet = of_hops(hop("netif_rx", ENTRY), merged).packets.loc[1]
+    assert pd.isna(packet["merged_into"])
+    assert packet["verdict"] == "consumed"
 
 
 def test_kernels_without_reasons_drop_all_the_same():
