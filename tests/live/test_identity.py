@@ -19,6 +19,7 @@ from bpfpath_nb.lab.scene import Scene
 from bpfpath_nb.schema import EVENT_FLAGS
 
 SIOCETHTOOL, ETHTOOL_STSO = 0x8946, 0x1F
+UDP_SEGMENT = 103  # linux/udp.h
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,33 @@ def test_a_bridge_that_floods_makes_clones_of_one_packet(scene: Scene) -> None:
     assert path["skb"].nunique() >= 3
     ends = path[path["dev"].astype(str).isin(["end1", "end2"])]
     assert ends.groupby("dev", observed=True)["skb"].first().nunique() == 2
+
+
+def test_receivers_of_a_multicast_get_clones_of_one_packet(scene: Scene) -> None:
+    """Three programs on another host, and one on the sender's own, to which its host loops a clone back."""
+    group = "239.7.7.7"
+    member = socket.inet_aton(group)
+    receivers = [scene.listen(ns, 5325) for ns in ("router", "router", "router", "client")]
+    for there, ns in zip(receivers, ("router", "router", "router", "client"), strict=True):
+        interface = socket.inet_aton(getattr(scene, ns))
+        there.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member + interface)
+    sender = scene.open_socket("client")
+    sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(scene.client))
+    # What could be cut lies in pages, and the copying from there to a reader is seen (skb_copy_datagram_iovec).
+    in_pages = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("H", 1000))]
+    with Capture("udp port 5325") as cap:
+        sender.sendmsg([b"to all"], in_pages, 0, (group, 5325))
+        assert [there.recv(99) for there in receivers] == [b"to all"] * 4
+        settle(cap, 1)
+        time.sleep(0.2)
+    begins_at_entries(cap)
+    (number,) = cap.packets.index
+    path = hops(cap, number)
+    read = path[path["func"] == "skb_copy_datagram_iovec"]
+    assert len(read) == read["skb"].nunique() == 4
+    assert cap.packets.loc[number, "verdict"] == "delivered"
+    assert {scene.lab.names["client"], scene.lab.names["router"]} == set(path["netns"].dropna().astype(str))
+    assert cap.quality["unfinished"] == 0
 
 
 def test_segments_of_a_large_write_have_numbers_of_their_own_and_a_parent(scene: Scene) -> None:
