@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from bpfpath_nb.plot import style
@@ -31,11 +32,12 @@ def png(ax: Axes, dpi: int = 90) -> bytes:
     """The whole figure that Axes belong to, as a PNG. The figure is closed: a notebook will not show it again."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi)
+    # `savefig` would draw everything twice, the first time for nothing but a renderer.
+    figure.set_dpi(dpi)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.uint32)
     plt.close(figure)
-    with Image.open(drawn) as image:
-        pixels = np.asarray(image.convert("RGB"), np.uint32)
     colours, where, count = np.unique(
         (pixels << np.array([16, 8, 0], np.uint32)).sum(axis=2), return_inverse=True, return_counts=True
     )
@@ -48,6 +50,7 @@ def png(ax: Axes, dpi: int = 90) -> bytes:
     nearest = ((rgb[:, None] - kept[None]) ** 2).sum(axis=2).argmin(axis=1).astype(np.uint8)
     few = Image.fromarray(nearest[where.reshape(pixels.shape[:2])], "P")
     few.putpalette(kept.astype(np.uint8).tobytes())
+    small = io.BytesIO()
     few.save(small, "PNG", optimize=True)
     return small.getvalue()
 

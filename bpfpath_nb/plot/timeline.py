@@ -219,6 +219,7 @@ def _moves(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64]
 
     Each copy of the packet goes its own way; a new one comes from the hop before.
     """
+    # What stands within the axes, here and below, has no say in the layout, which would measure every single name.
     seen: dict[int, int] = {}
     for to, copy in enumerate(way.copy.tolist()):
         of, seen[copy] = seen.get(copy, to - 1), to
@@ -233,7 +234,7 @@ def _moves(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64]
                 "linewidth": 1.1 if crossing else 0.7, "linestyle": "-" if crossing else ":",
                 "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9,
             },
-            gid="crossing" if crossing else "move",
+            gid="crossing" if crossing else "move", in_layout=False,
         )  # fmt: skip
 
 
@@ -258,7 +259,8 @@ def _names_beside(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.f
         if at == last:
             shift *= 2
         ax.annotate(said, (x, row[at]), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center_baseline",
-                    fontsize=style.SMALL, color=ink, zorder=4, gid="function", bbox=behind)  # fmt: skip
+                    fontsize=style.SMALL, color=ink, zorder=4, gid="function", bbox=behind,
+                    in_layout=False)  # fmt: skip
 
 
 def _names_inside(ax: Axes, way: _Way, row: npt.NDArray[np.float64]) -> None:
@@ -267,7 +269,7 @@ def _names_inside(ax: Axes, way: _Way, row: npt.NDArray[np.float64]) -> None:
         if style.text_width(ax, func) < (way.end[at] - way.begin[at]) / way.span:
             ax.annotate(func, ((way.begin[at] + way.end[at]) / 2, row[at]), ha="center",
                         va="center_baseline", fontsize=style.SMALL, color=style.text_on(way.colour[at]), zorder=4,
-                        gid="function")  # fmt: skip
+                        gid="function", in_layout=False)  # fmt: skip
 
 
 def _end(ax: Axes, theme: style.Theme, dropped: bool, way: _Way, row: npt.NDArray[np.float64]) -> None:
