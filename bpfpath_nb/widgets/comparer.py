@@ -3,7 +3,7 @@
 The sides are two recordings, or two parts of one: namespaces, paths, packets. Every choice makes one call of
 `compare`; its result is the attribute `comparison`. Where that takes longer than a reaction may, because there are
 many hops, it is made in a thread, and the panel tells how far it is. The notebook and the panel go on working; a new
-choice takes the place of one that is not made yet.
+choice takes the place of one that is not made yet. That holds of the first one too: the panel is there before it.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ class Comparer(Panel):
     def snapshot(self) -> Snapshot:
         """The present comparison as static HTML; waits for it where it is still made."""
         self.finished()
+        return self._frozen()
+
+    def _frozen(self) -> Snapshot:
         html = f"<div>\n{self._error.value}{self._told.value}\n</div>"
         return Snapshot(html, repr(self.comparison) if self.comparison else "nothing is compared")
 
@@ -127,6 +130,8 @@ class Comparer(Panel):
         with self._one_by_one:
             if choice == self._choice:
                 self._hold(choice, of, a, b)
+            if choice == self._choice:
+                self._show_anew()
 
     def _hold(self, choice: int, of: str, a: Any, b: Any) -> None:
         """Compare and show it, unless there is another choice by then."""

@@ -92,8 +92,8 @@ class Explorer(Panel):
         """Narrow the list of packets down, as if it had been typed: a pcap expression, or a query over the columns."""
         self._rows["packets"].filter(expression)
 
-    def snapshot(self) -> Snapshot:
-        """The present list and the present packet as static HTML."""
+    def _frozen(self) -> Snapshot:
+        """The present list and the present packet."""
         name = list(self._rows)[self._lists.selected_index or 0]
         parts = [self._head(), f"<p><b>{name}</b></p>", self._rows[name].html()]
         text = f"explore(): {name} of {self.recording!r}"

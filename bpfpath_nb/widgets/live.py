@@ -6,12 +6,17 @@ is done again only after a rest of four times what it took, so a long capture is
 
 What is typed into the filter is compiled a moment after the last key, in a thread too: the resolver may be asked for
 the name of a host, and that may take its time.
+
+Front ends count the views of a widget that they show (`_view_count`). When the last one is gone, because the output was
+cleared, the cell was run again or the notebook closed, nobody could stop the capture any more, so it ends. A page that
+is loaded anew does not tell that its views went; the capture then goes on until it is stopped or the kernel ends.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import ipywidgets
@@ -31,6 +36,8 @@ _AFTER_KEY: Final = 0.3
 _LAST_PACKETS: Final = 10
 _LAST_DROPS: Final = 5
 _CLOSE_WITHIN: Final = 30.0
+_UNSEEN_FOR: Final = 2.0
+"""Seconds; a view that is moved goes, and comes again."""
 _DROPS = ["time", "packet", "reason", "func", "netns", "dev", "flow"]
 
 
@@ -49,6 +56,7 @@ class Live(Panel):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._timer: threading.Timer | None = None
+        self._unseen: threading.Timer | None = None
         self._filter = ipywidgets.Text(value=filter, placeholder="every packet", description="filter")
         self._start = ipywidgets.Button(description="start", icon="play")
         self._end = ipywidgets.Button(description="stop", icon="stop", disabled=True)
@@ -57,6 +65,8 @@ class Live(Panel):
         super().__init__(
             [ipywidgets.HBox([self._filter, self._start, self._end, self._bar]), self._error, self._state, self._seen]
         )
+        self._view_count = 0  # a number asks front ends to count
+        self.observe(lambda _: self._seen_or_not(), "_view_count")
         self._filter.observe(lambda _: self._typed(), "value")
         self._start.on_click(lambda _: self.start())
         self._end.on_click(lambda _: self.stop(wait=False))
@@ -80,13 +90,13 @@ class Live(Panel):
 
     def close(self) -> None:
         """Stop, detach, and take the panel away."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._unseen):
+            if timer is not None:
+                timer.cancel()
         self.stop()
         super().close()
 
-    def snapshot(self) -> Snapshot:
-        """What is shown now as static HTML."""
+    def _frozen(self) -> Snapshot:
         said = self._filter.value or "every packet"
         parts = [facts([("live", said)]), self._error.value, self._state.value, self._seen.value]
         return Snapshot("<div>\n" + "\n".join(parts) + "\n</div>", f"live({said!r}): {self.capture or 'not started'}")
@@ -94,9 +104,12 @@ class Live(Panel):
     def _typed(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = threading.Timer(_AFTER_KEY, self._check, [self._filter.value])
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer = _later(_AFTER_KEY, self._check, self._filter.value)
+
+    def _seen_or_not(self) -> None:
+        if self._unseen is not None:
+            self._unseen.cancel()
+        self._unseen = None if self._view_count else _later(_UNSEEN_FOR, self.stop, False)
 
     def _check(self, expression: str) -> None:
         error: object = ""
@@ -123,6 +136,7 @@ class Live(Panel):
             self._look(capture)
         finally:
             self._start.disabled, self._filter.disabled, self._end.disabled = False, False, True
+            self._show_anew()
 
     def _watch(self, capture: Capture) -> None:
         before, look_at = capture.status, 0.0
@@ -181,6 +195,13 @@ def live(filter: str = "", **options: Any) -> Live:  # noqa: A002 - as in Captur
     if unknown:
         raise OptionError(f"`live` has the options of `Capture`; {', '.join(sorted(unknown))} is none of them.")
     return Live(filter, options)
+
+
+def _later(seconds: float, act: Callable[..., None], *arguments: Any) -> threading.Timer:
+    timer = threading.Timer(seconds, act, arguments)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _options() -> set[str]:

@@ -207,6 +207,7 @@ def test_the_live_panel_shows_packets_as_they_come(notebook: Notebook, attached:
     panel.locator("button", has_text="stop").click()
     expect(panel).to_contain_text("stopped: 2 packets")
     assert soon(lambda: attached() == [])
+    expect(panel.locator("button", has_text="start")).to_have_count(1)
 
 
 def test_an_interrupt_keeps_what_was_captured(notebook: Notebook, attached: Callable[[], list[str]]) -> None:
@@ -240,7 +241,7 @@ def test_the_saved_notebook_can_be_read_where_nothing_runs(notebook: Notebook, s
     reader.goto(f"file://{server.folder}/session.html")
     body = reader.locator("body")
     for told in ("6 delivered, 1 dropped", "NETFILTER_DROP in nft_do_chain", "Comparison: ", "stopped: 2 packets"):
-        expect(body).to_contain_text(told)
+        expect(body).to_contain_text(told, use_inner_text=True)
     assert reader.locator("img").count() >= 2  # the timeline, of the explorer and of its snapshot
     assert [url for url in outside if not url.startswith(("file:", "data:"))] == []
     context.close()
@@ -265,6 +266,21 @@ def test_the_saved_notebook_can_be_read_untrusted(notebook: Notebook, server, br
     expect(frozen).to_contain_text("packet ")
     assert soon(lambda: frozen.locator("img").first.evaluate("image => image.complete && image.naturalWidth > 300"))
     context.close()
+
+
+def test_clearing_a_live_panel_away_detaches(notebook: Notebook, attached: Callable[[], list[str]]) -> None:
+    cell = notebook.cell("live")
+    start = cell.locator("button", has_text="start")
+    expect(start).to_be_enabled()
+    start.click()
+    expect(cell).to_contain_text("capturing")
+    assert attached() != []
+
+    cell.locator(".jp-InputArea-editor .cm-content").click()
+    notebook.page.locator(".lm-MenuBar-item", has_text="Edit").click()
+    notebook.page.locator(".lm-Menu-item", has_text=re.compile("^Clear (Cell )?Output$")).click()
+    expect(cell.locator(".jp-OutputArea button")).to_have_count(0)
+    assert soon(lambda: attached() == [])
 
 
 def test_a_restart_in_mid_capture_detaches(notebook: Notebook, attached: Callable[[], list[str]]) -> None:
