@@ -355,6 +355,7 @@ static __always_inline int close_call(struct state *state, u64 stack_pointer, u1
 struct source {
 	u32 packet;
 	u32 seen; /* us; odd: it is copied */
+	u32 entered;
 };
 
 #define LARGE  1280
@@ -382,7 +383,7 @@ static __always_inline int is_gso(const struct sk_buff_copy *copy)
 static __always_inline void note_source(const struct path *path, const struct sk_buff_copy *copy,
 					const struct header *header, u16 kind, u64 now)
 {
-	struct source source = {.packet = path->packet, .seen = US(now)};
+	struct source source = {.packet = path->packet, .seen = US(now), .entered = path->entered};
 	struct source *known;
 	u64 key = 0;
 
@@ -404,10 +405,17 @@ static __always_inline void note_source(const struct path *path, const struct sk
 	sources.update(&key, &source);
 }
 
+/* A function at an interface, as one number. */
+static __always_inline u32 entered_at(const struct where *where, const struct place *place)
+{
+	return where->func * 0x9E3779B1u ^ place->ifindex * 0x85EBCA77u ^ place->netns;
+}
+
 /* A sender writes one packet of a flow after the other. The next one is no segment of the last: it begins above the
- * place where packets are cut, or is to be cut itself, or is TCP's, which sends one of a pair of sk_buffs (fclone). */
+ * place where packets are cut, or where the last one began, or is to be cut itself, or is TCP's, which sends one of a
+ * pair of sk_buffs (fclone). */
 static __always_inline u32 parent_of(const struct sk_buff_copy *copy, const struct header *header, u64 flow,
-				     u16 kind, u64 now)
+				     u16 kind, u32 entered, u64 now)
 {
 	struct source *source;
 	u64 key = source_key(header->fragment ? header->addresses : flow);
@@ -417,7 +425,8 @@ static __always_inline u32 parent_of(const struct sk_buff_copy *copy, const stru
 	source = sources.lookup(&key);
 	if (!source || !is_fresh(source, now))
 		return 0;
-	if (!(source->seen & 1) && (kind & KIND_BIRTH || BITS(copy, sk_buff__fclone) || is_gso(copy)))
+	if (!(source->seen & 1) &&
+	    (kind & KIND_BIRTH || source->entered == entered || BITS(copy, sk_buff__fclone) || is_gso(copy)))
 		return 0;
 	return source->packet;
 }
@@ -542,7 +551,8 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path->flow = flow;
 		path->skb = 0;
 		path->link = packet.link;
-		path->parent = parent_of(&copy, &header, flow, where.kind, now);
+		path->entered = entered_at(&where, &place);
+		path->parent = parent_of(&copy, &header, flow, where.kind, path->entered, now);
 		send_snapshot(state, &packet, path, now);
 		flags |= EVENT_ENTRY;
 	} else {

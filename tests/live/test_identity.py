@@ -205,6 +205,27 @@ def test_the_next_large_packet_of_a_flow_is_no_segment_of_the_last(scene: Scene)
     assert packets["parent"].isna().all()
 
 
+def test_what_follows_a_large_packet_on_its_way_is_no_segment_of_it(scene: Scene) -> None:
+    """Acknowledgements between large packets, and the FIN behind them, first seen where these are."""
+    here, there, _ = scene.connection(5332)
+    with Capture("tcp dst port 5332", match="tc") as cap:
+        for _ in range(5):
+            here.sendall(bytes(1 << 15))
+            there.sendall(b"x")
+            here.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            here.recv(1)
+            left = 1 << 15
+            while left:
+                left -= len(there.recv(left))
+        here.sendall(bytes(1 << 15))
+        here.close()
+        time.sleep(0.3)
+    packets = cap.packets
+    assert (packets["length"] > 1600).sum() >= 6
+    assert (packets["length"] < 100).sum() >= 3
+    assert packets["parent"].isna().all()
+
+
 def test_fragments_have_a_parent_and_come_together_again(scene: Scene) -> None:
     there = scene.listen("server", 5340)
     # No port stands in a fragment; other labs on this machine have the same addresses.
