@@ -79,6 +79,19 @@ static __always_inline struct path *path_of(struct state *state, u64 skb, u64 he
 	return skb_map.lookup(&head);
 }
 
+/* An sk_buff that waits for a new buffer in vain: 1 where it did. Run by the tracer (moves.py). */
+static __always_inline int move_failed(u64 skb)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+
+	if (!state || moved.delete(&skb))
+		return 0;
+	__sync_fetch_and_add(&state->moved, -1);
+	__sync_fetch_and_add(&state->tagged, -1);
+	return 1;
+}
+
 /* The number of a new packet, given once. Where the counter's old value cannot be had, a number that another
  * CPU took at the same moment is found taken. */
 #ifndef HAVE_FETCH_ADD

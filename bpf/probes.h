@@ -264,3 +264,8 @@ int is_read(struct bpf_raw_tracepoint_args *ctx)
 {
 	return was_read(ctx->args[0]);
 }
+
+int forget_move(struct bpf_raw_tracepoint_args *ctx)
+{
+	return move_failed(ctx->args[0]);
+}

@@ -19,6 +19,7 @@ from bpfpath_nb.tracer import cost, probes, tc
 from bpfpath_nb.tracer.counters import Counters
 from bpfpath_nb.tracer.deliveries import Deliveries
 from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type
+from bpfpath_nb.tracer.moves import Moves
 from bpfpath_nb.tracer.netfilter import Hooks
 from bpfpath_nb.tracer.places import Change, Namespace, Places
 from bpfpath_nb.tracer.request import Request
@@ -60,6 +61,8 @@ class Attachment:
         What the kernel side counts; arms it too.
     deliveries
         Finds out which packets were read.
+    moves
+        Finds out which packets wait in vain for a new buffer.
     devices
         Rows of `schema.DEVICES` that were not told yet.
     refused
@@ -164,6 +167,7 @@ class Attachment:
         self._measure_cost()
         towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name in TOWARDS_SOCKETS]
         self.deliveries = Deliveries(self._program, towards_sockets)
+        self.moves = Moves(self._program, self.counters)
 
     def _check_returns(self, *, with_kprobes: bool) -> None:
         if not with_kprobes:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bpfpath_nb.tracer.syscall import MAP_LOOKUP_BATCH, PROG_TEST_RUN, bpf, bpf_in_place
+from bpfpath_nb.tracer.syscall import MAP_LOOKUP_BATCH, bpf_in_place, run_raw_tracepoint
 from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT, Program
 
 SETTLED_AFTER = 50_000_000
@@ -68,15 +68,11 @@ class Deliveries:
         waiting = dict(zip(packets, heads[candidates].tolist(), strict=True))
         # What was told is followed until it is freed; that is where it may be forgotten.
         self._known &= set(paths["packet"].tolist())
-        found = [packet for packet in waiting.keys() - self._known if self._ask(waiting[packet])]
+        found = [
+            packet for packet in waiting.keys() - self._known if run_raw_tracepoint(self._is_read, waiting[packet])
+        ]
         self._known.update(found)
         return [(packet,) for packet in sorted(found)]
-
-    def _ask(self, head: int) -> bool:
-        arguments = ctypes.create_string_buffer(struct.pack("=Q", head), 8)
-        test = struct.pack("=IIIIQQIIIIQ", self._is_read, 0, 0, 0, 0, 0, 0, 0, 8, 0, ctypes.addressof(arguments))
-        _, answer = bpf(PROG_TEST_RUN, test + bytes(24))
-        return bool(struct.unpack_from("=I", answer, 4)[0])
 
     def _followed(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
         """What skb_map holds: buffers and paths."""

@@ -189,6 +189,7 @@ class _Run:
     def _tell(self, *, final: bool = False) -> None:
         """Send the counters, and the names of places that were not told yet."""
         attachment = self._attachment
+        attachment.moves.look()
         devices, attachment.devices = attachment.devices, []
         counters = attachment.counters.read(attachment.counted, final=final)
         counters["events_over"] = self._over

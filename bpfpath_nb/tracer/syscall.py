@@ -68,6 +68,14 @@ def raw_tracepoint_open(name: str, program: int) -> int:
     return bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QI12x", ctypes.addressof(text), program))[0]
 
 
+def run_raw_tracepoint(program: int, argument: int) -> int:
+    """Run a raw tracepoint program here and now, for one argument; what it returns."""
+    arguments = ctypes.create_string_buffer(struct.pack("=Q", argument), 8)
+    test = struct.pack("=IIIIQQIIIIQ", program, 0, 0, 0, 0, 0, 0, 0, 8, 0, ctypes.addressof(arguments))
+    _, answer = bpf(PROG_TEST_RUN, test + bytes(24))
+    return int(struct.unpack_from("=I", answer, 4)[0])
+
+
 def link_create_tcx(program: int, ifindex: int, attach_type: int) -> int:
     """Attach a TC program to an interface of the present namespace; the descriptor of the link (kernel 6.6)."""
     return bpf(LINK_CREATE, struct.pack("=IIII", program, ifindex, attach_type, 0) + bytes(32))[0]
