@@ -116,6 +116,12 @@ def parse(text: str) -> list[Printed]:
     return found
 
 
+def is_same(ours: list[str], theirs: list[str]) -> bool:
+    """Whether a stack of ours is theirs from the innermost on. bcc takes a module's functions for `cleanup_module`."""
+    pairs = zip(ours, theirs, strict=False)
+    return len(ours) <= len(theirs) and all(their in (our, "cleanup_module") for our, their in pairs)
+
+
 @pytest.fixture
 def tcpdrop(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """tcpdrop, running; it has printed its head line."""
@@ -163,7 +169,7 @@ def test_whatever_tcpdrop_prints_is_in_the_drops(tcpdrop: subprocess.Popen[str],
         same = same[(same["tcp_state"] == drop.state) & (same["tcp_flags"] == drop.flags.replace("|", " "))]
         stack = [name for name in drop.stack if not name.startswith("__traceiter_")]
         stacks = [text.split(" < ") for text in same["stack"].dropna()]
-        assert any(known == stack[: len(known)] for known in stacks), (drop, stacks)
+        assert any(is_same(known, stack) for known in stacks), (drop, stacks)
     # It knows of a segment only once the kernel has given it a socket.
     assert len(ours) > len(theirs)
     assert {"TCP_LISTEN_OVERFLOW", "TCP_INVALID_SEQUENCE", "TCP_ABORT_ON_DATA", "TCP_FLAGS", "NO_SOCKET"} <= set(
