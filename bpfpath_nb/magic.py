@@ -10,6 +10,10 @@ runs; when the last one is done, it goes on until the packets that were seen hav
 then the exception goes its way: the cell fails as it would have without the magic, with a traceback of its own lines
 alone.
 
+A cell that awaits something at its top level cannot be run by a function that returns when it is done: the notebook's
+own event loop has to run it. So before IPython decides how to run such a cell, an `await` is put in front of the
+magic's call, which gives a coroutine then.
+
 IPython would replace `{name}` and `$name` in a magic's line; here nothing is replaced, since both can stand in a
 pattern. To put a value into a filter, write `Capture(f"host {address}")`.
 """
@@ -17,7 +21,11 @@ pattern. To put a value into a filter, write `Capture(f"host {address}")`.
 from __future__ import annotations
 
 import argparse
+import ast
+import asyncio
 import contextlib
+import functools
+import inspect
 import keyword
 import shlex
 import time
@@ -34,6 +42,8 @@ from bpfpath_nb.errors import BpfpathError, OptionError
 from bpfpath_nb.options import add_capture_options, capture_arguments
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from bpfpath_nb.capture import Capture
 
 NAMES: Final = ("Capture", "Recording", "compare", "compare_widget", "doctor", "live")
@@ -61,6 +71,8 @@ def load(shell: Any) -> None:
     shell.push(given, interactive=False)
     _given[id(shell)] = _given.get(id(shell), {}) | given
     shell.register_magics(BpfpathMagics)
+    _forget_awaiting(shell)
+    shell.input_transformers_post.append(functools.partial(_awaiting, shell))
     if kept:
         print(
             f"bpfpath_nb: you have a {' and a '.join(kept)} already, which was left alone; "
@@ -76,6 +88,25 @@ def unload(shell: Any) -> None:
             shell.user_ns_hidden.pop(name, None)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("bpfpath", None)
+    _forget_awaiting(shell)
+
+
+def _forget_awaiting(shell: Any) -> None:
+    transformers = shell.input_transformers_post
+    transformers[:] = [each for each in transformers if getattr(each, "func", None) is not _awaiting]
+
+
+def _awaiting(shell: Any, lines: list[str]) -> list[str]:
+    """Put an `await` in front of the magic's call where its cell awaits something at its top level."""
+    code = "".join(lines)
+    if not code.startswith("get_ipython().run_cell_magic('bpfpath',"):
+        return lines
+    with contextlib.suppress(SyntaxError, ValueError, AttributeError, IndexError):
+        call: Any = ast.parse(code, mode="eval").body
+        cell = compile(shell.transform_cell(call.args[2].value), "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if cell.co_flags & inspect.CO_COROUTINE:
+            return [f"await {code}"]
+    return lines
 
 
 class _Help(Exception):  # noqa: N818 - a way out of the parser, not an error
@@ -138,8 +169,7 @@ class BpfpathMagics(Magics):
                 raise OptionError(f"-o wants the name of a variable, not {name[:200]!r}.")
             if cell is None:
                 return self._line(options)
-        self._cell(options, cell)
-        return None
+        return self._cell(options, cell)
 
     def _line(self, options: argparse.Namespace) -> Capture:
         capture = self._capture(options)
@@ -148,21 +178,40 @@ class BpfpathMagics(Magics):
             capture.stop()
         return capture
 
-    def _cell(self, options: argparse.Namespace, cell: str) -> None:
+    def _cell(self, options: argparse.Namespace, cell: str) -> Any:
         # A cell that cannot run at all is refused before anything is attached.
-        run = self._compile(cell)
+        parts = self._compile(cell)
+        if any(part.co_flags & inspect.CO_COROUTINE for part in parts):
+            return self._awaited(options, parts)
+        with self._captured(options) as capture:
+            for part in parts:
+                eval(part, self.shell.user_global_ns, self.shell.user_ns)
+            with _settling():
+                for pause in _unsettled(capture, options.settle):
+                    capture.wait(seconds=pause)
+        return None
+
+    async def _awaited(self, options: argparse.Namespace, parts: list[CodeType]) -> None:
+        with self._captured(options) as capture:
+            for part in parts:
+                found = eval(part, self.shell.user_global_ns, self.shell.user_ns)
+                if inspect.isawaitable(found):
+                    await found
+            with _settling():
+                for pause in _unsettled(capture, options.settle):
+                    await asyncio.sleep(pause)  # what runs in this loop may be what the packets are for
+
+    @contextlib.contextmanager
+    def _captured(self, options: argparse.Namespace) -> Iterator[Capture]:
         with _without_traceback():
             if not 0 <= options.settle <= 3600:
                 raise OptionError(f"--settle wants seconds, from 0 to 3600; not {options.settle:g}.")
             capture = self._capture(options)
         try:
-            try:
-                run()
-            except BaseException as error:
-                _keep_own_lines(self.shell, error)
-                raise
-            with _without_traceback(), contextlib.suppress(KeyboardInterrupt):
-                _settle(capture, options.settle)
+            yield capture
+        except BaseException as error:
+            _keep_own_lines(self.shell, error)
+            raise
         finally:
             try:
                 capture.stop()
@@ -176,10 +225,8 @@ class BpfpathMagics(Magics):
             self.shell.push({options.output: capture})
         return capture
 
-    def _compile(self, cell: str) -> Any:
-        """The cell as something to call; the value of a last expression is shown, as in any cell."""
-        import ast
-
+    def _compile(self, cell: str) -> list[CodeType]:
+        """The cell as code; the value of a last expression is shown, as in any cell."""
         shell = self.shell
         # The line of the magic counts too, so that a traceback has the numbers that the notebook shows.
         source = "\n" + shell.transform_cell(cell)
@@ -187,14 +234,9 @@ class BpfpathMagics(Magics):
         statements = shell.transform_ast(shell.compile.ast_parse(source, filename=file)).body
         shown = statements[-1:] if statements and isinstance(statements[-1], ast.Expr) else []
         silent = statements[: len(statements) - len(shown)]
-        parts = [shell.compile(ast.Module(silent, []), file, "exec")]
-        parts += [shell.compile(ast.Interactive(shown), file, "single")] if shown else []
-
-        def run() -> None:
-            for part in parts:
-                exec(part, shell.user_global_ns, shell.user_ns)
-
-        return run
+        with shell.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
+            parts = [shell.compile(ast.Module(silent, []), file, "exec")]
+            return parts + ([shell.compile(ast.Interactive(shown), file, "single")] if shown else [])
 
     def _list(self) -> pd.DataFrame:
         """The captures of this process that are running, as a frame."""
@@ -237,8 +279,15 @@ def _figures(capture: Capture) -> tuple[object, ...]:
     return status.state, round(status.seconds, 1), status.packets, status.events, status.lost
 
 
-def _settle(capture: Capture, limit: float) -> None:
-    """Wait until all packets that were seen have come to their ends.
+@contextlib.contextmanager
+def _settling() -> Iterator[None]:
+    """What is interrupted here is only the waiting."""
+    with contextlib.suppress(KeyboardInterrupt), _without_traceback():
+        yield
+
+
+def _unsettled(capture: Capture, limit: float) -> Iterator[float]:
+    """How long to wait, again and again, until all packets that were seen have come to their ends.
 
     Raises
     ------
@@ -253,9 +302,10 @@ def _settle(capture: Capture, limit: float) -> None:
             seen, since = events, now
         elif now - since >= _QUIET:
             if not (capture.packets["verdict"] == "unfinished").any():
-                break
+                return
             since = now
-        capture.wait(seconds=min(0.1, until - now))
+        yield min(0.1, until - now)
+    capture.wait(seconds=0)
 
 
 @contextlib.contextmanager
@@ -277,7 +327,7 @@ def _keep_own_lines(shell: Any, error: BaseException) -> None:
     steps = error.__traceback__
     while steps is not None and steps.tb_frame.f_code.co_filename == __file__:
         steps = steps.tb_next
-    if steps is None or isinstance(error, SyntaxError):
+    if steps is None or isinstance(error, SyntaxError) or hasattr(error, "_render_traceback_"):
         return
     try:
         shown = shell.InteractiveTB.structured_traceback(type(error), error, steps, tb_offset=0)

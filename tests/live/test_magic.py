@@ -71,6 +71,26 @@ def test_a_cell_is_captured_shown_and_bound(shell: Any, lab: Lab, capsys: pytest
     assert "udp 10.0.1.1:" in shown
 
 
+def test_a_cell_may_await(shell: Any, lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        f"%%bpfpath udp port 53 {here(lab)} -o cap\nimport asyncio\n"
+        f"answered = await asyncio.to_thread(lambda: {ASK})\nawait asyncio.sleep(0, 'slept')"
+    )
+    assert run(shell, code) is None
+    assert shell.user_ns["answered"].stdout == "10.0.2.2\n"
+    shown = capsys.readouterr().out
+    assert shown.index("'slept'") < shown.index("Capture('udp port 53')")
+    assert shell.user_ns["cap"].packets["verdict"].tolist() == ["delivered", "delivered"]
+
+    error = run(shell, f"%%bpfpath udp port 53 {here(lab)} -o cap\nawait asyncio.sleep(0)\nnothing / 0")
+
+    shown = capsys.readouterr().out
+    assert isinstance(error, NameError)
+    assert "----> 3 nothing / 0" in shown
+    assert "magic.py" not in shown
+    assert running() == []
+
+
 def test_an_error_in_the_cell_leaves_what_was_captured(
     shell: Any, lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:

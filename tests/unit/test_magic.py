@@ -118,6 +118,25 @@ def test_a_cell_that_does_not_parse_is_refused_before_anything_is_attached(loade
     assert "cap" not in loaded.user_ns
 
 
+@pytest.mark.parametrize(
+    ("code", "awaited"),
+    [
+        ("%%bpfpath udp\nawait x", True),
+        ("%%bpfpath udp\nasync with x:\n    pass", True),
+        ("%%bpfpath udp\nimport x", False),
+        ("%%bpfpath udp\nasync def f():\n    await x", False),
+        ("%%bpfpath udp\nawait (", False),
+        ("%%time\nawait x", False),
+    ],
+)
+def test_a_cell_that_awaits_is_awaited(loaded, code, awaited):
+    assert loaded.transform_cell(code).startswith("await get_ipython()") is awaited
+    loaded.run_line_magic("reload_ext", "bpfpath_nb")
+    assert loaded.transform_cell(code).count("await get_ipython()") == awaited
+    loaded.run_line_magic("unload_ext", "bpfpath_nb")
+    assert not loaded.transform_cell(code).startswith("await get_ipython()")
+
+
 def test_nothing_runs(loaded, capsys):
     assert run(loaded, "running = %bpfpath list") is None
     assert list(loaded.user_ns["running"].columns) == ["name", "filter", "state", "seconds", "packets", "hops", "lost"]
