@@ -1,7 +1,8 @@
 """One packet's way as a picture: who had it when, for how long, and where it changed hands.
 
 Time runs to the right and is linear, so that what is wide is what took long. Each place (a namespace's interface, or a
-CPU) is a lane; in it each function has a row of its own, from when the packet came to it until it came to the next.
+CPU) is a lane; in it each function has a row of its own, from when the packet came to it until the function returned,
+where the capture had returns, so that what was called within it lies under it; else until the packet came to the next.
 That way every function can be named beside its bar, however short the bar is: a packet that waits a millisecond in a
 queue passes fifty functions in the rest of its life. A packet of more functions than can be read as rows has one row
 a lane, with names where they fit.
@@ -49,6 +50,10 @@ class _Way:
 
     begin: npt.NDArray[np.float64]
     end: npt.NDArray[np.float64]
+    """Of the function, where its return was seen; else as `until`."""
+    until: npt.NDArray[np.float64]
+    """When the packet's next hop began."""
+    returned: npt.NDArray[np.bool_]
     func: list[str]
     colour: list[str]
     layer: list[str]
@@ -60,8 +65,13 @@ class _Way:
 
     @property
     def span(self) -> float:
-        """From first to last, never zero."""
-        return max(float(self.begin[-1]), 1.0)
+        """From the first to the end of all, never zero."""
+        return max(float(self.end.max()), 1.0)
+
+    @property
+    def waits(self) -> npt.NDArray[np.bool_]:
+        """Which hops put the packet into a queue."""
+        return self.queue >= 0
 
 
 def timeline(
@@ -107,8 +117,8 @@ def timeline(
     if packet not in whole.packets.index:
         raise OptionError(no_such_packet(packet, whole.packets))
     at = int(whole.events.packets.searchsorted(packet))
-    way = _way(whole, at, lanes)
-    detail = len(way.func) <= _MOST_ROWS if detail is None else detail
+    detail = int(whole.events.counts[at]) <= _MOST_ROWS if detail is None else detail
+    way = _way(whole, at, lanes, detail)
     row, tops = _rows(way, detail)
     height = (tops[-1] * _ROW if detail else len(way.lanes) * 0.5) + 1.3
     ax, colours = style.begin(ax, theme, height)
@@ -126,17 +136,21 @@ def timeline(
     ax.set_ylim(tops[-1], 0)
     style.seconds_axis(ax, colours, "time since the first hop", way.span)
     ax.spines["left"].set_visible(False)
-    rows = style.legend(ax, colours, style.layer_entries(way.layer, waits=bool((way.queue >= 0).any())))
+    rows = style.legend(ax, colours, style.layer_entries(way.layer, waits=bool(way.waits.any())))
     _title(ax, colours, whole, at, rows)
     named = "" if detail else "Names stand where they fit; `detail=True` gives each function a row."
-    style.note(ax, colours, whole, named)
+    lasts = "Functions last until they returned; those whose return is not known, until the packet's next hop."
+    style.note(ax, colours, whole, lasts if way.returned.any() else "", named)
     return ax
 
 
-def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
+def _way(recording: Recording, at: int, lanes: Lanes, nested: bool) -> _Way:
     first, count = int(recording.events.first[at]), int(recording.events.counts[at])
     hops = recording.df.iloc[first : first + count]
     begin = style.in_ns(hops["since"].to_numpy())
+    until = np.append(begin[1:], begin[-1])
+    # In one row for all, what was called within a function would lie over it.
+    took = style.in_ns(hops["duration"].to_numpy()) if nested else np.full(count, np.nan)
     # What frees a packet mostly does not know its device any more: it is where it was.
     netns = hops["netns"].ffill().bfill()
     place = pd.Series(_texts(netns), dtype=object)
@@ -149,7 +163,9 @@ def _way(recording: Recording, at: int, lanes: Lanes) -> _Way:
     layer = _texts(hops["layer"])
     return _Way(
         begin,
-        np.append(begin[1:], begin[-1]),
+        np.where(np.isnan(took), until, begin + took),
+        until,
+        ~np.isnan(took),
         _texts(hops["func"]),
         [style.LAYER_COLOURS[name] for name in layer],
         layer,
@@ -202,13 +218,18 @@ def _lanes(ax: Axes, theme: style.Theme, way: _Way, tops: npt.NDArray[np.float64
 
 
 def _bars(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.float64]) -> None:
-    # A bar is at least as wide as can be seen.
-    end = np.maximum(way.end, way.begin + way.span / 400)
-    low, high = row - _BAR / 2, row + _BAR / 2
-    corners = np.stack([way.begin, low, end, low, end, high, way.begin, high], axis=1).reshape(-1, 4, 2)
     colour = np.array(way.colour, dtype=object)
-    for which, gid in ((way.queue < 0, "spans"), (way.queue >= 0, "waits")):
-        bars = PolyCollection(list(corners[which]), facecolors=list(colour[which]), linewidths=0, zorder=3, gid=gid)
+    # The wait begins when the function has returned; without returns nobody knows how long was worked before.
+    since = np.where(way.returned, np.minimum(way.end, way.until), way.begin)
+    for which, begin, end, gid in (
+        (~way.waits | way.returned, way.begin, way.end, "spans"),
+        (way.waits, since, way.until, "waits"),
+    ):
+        # A bar is at least as wide as can be seen.
+        x0, x1, middle = begin[which], np.maximum(end, begin + way.span / 400)[which], row[which]
+        low, high = middle - _BAR / 2, middle + _BAR / 2
+        corners = np.stack([x0, low, x1, low, x1, high, x0, high], axis=1).reshape(-1, 4, 2)
+        bars = PolyCollection(list(corners), facecolors=list(colour[which]), linewidths=0, zorder=3, gid=gid)
         if gid == "waits":
             bars.set(hatch=style.WAIT_HATCH, edgecolor=theme.paper)
         ax.add_collection(bars)
@@ -243,18 +264,21 @@ def _names_beside(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.f
     last = len(way.func) - 1
     for at, func in enumerate(way.func):
         said = style.plain(func, 48) + (" (clone)" if way.copy[at] else "")
-        waits_in = f"  waits: {QUEUES[way.queue[at]]}" if way.queue[at] >= 0 else ""
-        said += f"{waits_in}  {style.duration(way.end[at] - way.begin[at])}" if at < last else ""
+        said += f"  {style.duration(way.end[at] - way.begin[at])}" if way.returned[at] else ""
+        said += f"  waits: {QUEUES[way.queue[at]]}" if way.waits[at] else ""
+        waited_or_took = way.waits[at] or not way.returned[at]
+        said += f"  {style.duration(way.until[at] - way.begin[at])}" if waited_or_took and at < last else ""
         ink = theme.ink
         if at == last and ending:
             said, ink = f"{said}  {style.plain(ending, 60)}", theme.alarm
         room = style.text_width(ax, said) * way.span
-        x, ha, shift, behind = way.end[at], "left", 4, None
-        if way.end[at] + room > way.span * 1.03:
+        ends = max(way.end[at], way.until[at] if way.waits[at] else 0.0)
+        x, ha, shift, behind = ends, "left", 4, None
+        if ends + room > way.span * 1.03:
             x, ha, shift = way.begin[at], "right", -4
             if x < room and at < last:
                 # Neither side has room: over its own long bar, whose ends stay to be seen.
-                x, ha, shift = (way.begin[at] + way.end[at]) / 2, "center", 0
+                x, ha, shift = (way.begin[at] + ends) / 2, "center", 0
                 behind = {"facecolor": theme.paper, "alpha": 0.85, "linewidth": 0, "pad": 0.5}
         if at == last:
             shift *= 2
@@ -264,7 +288,7 @@ def _names_beside(ax: Axes, theme: style.Theme, way: _Way, row: npt.NDArray[np.f
 
 
 def _names_inside(ax: Axes, way: _Way, row: npt.NDArray[np.float64]) -> None:
-    for at in np.flatnonzero(((way.end - way.begin) / way.span > 0.02) & (way.queue < 0)).tolist():
+    for at in np.flatnonzero(((way.end - way.begin) / way.span > 0.02) & ~way.waits).tolist():
         func = style.plain(way.func[at], 48)
         if style.text_width(ax, func) < (way.end[at] - way.begin[at]) / way.span:
             ax.annotate(func, ((way.begin[at] + way.end[at]) / 2, row[at]), ha="center",

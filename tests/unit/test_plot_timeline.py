@@ -14,7 +14,7 @@ from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.plot import style
 from bpfpath_nb.recording import Recording
-from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
+from bpfpath_nb.schema import EVENT_DTYPE, EVENT_FLAGS, FACTS_DTYPE
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,45 @@ def test_waiting_is_hatched_and_named() -> None:
     assert len(waits.get_paths()) == (hop_waits(real.events)[real.events.packet_of == 0] >= 0).sum() > 0
     assert "__udp_enqueue_schedule_skb  waits: socket  1.65 ms" in words(ax)
     assert_legible(ax)
+
+
+def with_returns(took: dict[int, int]) -> Recording:
+    """One packet whose hops, by number, returned after so many ns."""
+    made = capture(1, kinds=("answered",))
+    events = made.events.copy()
+    events["location"] = np.where(events["flags"] & EVENT_FLAGS["end"] == 0, 1 + np.arange(len(events)), 0)
+    returns = events[list(took)]
+    returns["time"] += np.array(list(took.values()), np.uint64)
+    returns["flags"] = EVENT_FLAGS["return"]
+    events = np.concatenate([events, returns])
+    events = events[np.argsort(events["time"], kind="stable")]
+    for cpu in np.unique(events["cpu"]):
+        own = events["cpu"] == cpu
+        events["seq"][own] = np.arange(own.sum())
+    return Capture(events, made.facts, made.kinds, {}).recording(options={"returns": True})
+
+
+def test_where_returns_are_known_a_span_is_as_wide_as_its_function_took() -> None:
+    real = with_returns({0: 1_000, 1: 30_000, 2: 90_000})
+    hops = real.df.loc[1]
+    assert hops["duration"].notna().tolist()[:4] == [True, True, True, False]
+    ax = real.plot.timeline(1)
+    widths = {round(path.vertices[:, 0].min()): round(np.ptp(path.vertices[:, 0])) for _, path in drawn(ax)}
+    since = hops["since"].astype("int64")
+    assert widths[since[1]] == 30_000
+    assert widths[since[2]] == 90_000
+    unknown = hops["gap"].astype("int64")[hops["duration"].isna()].idxmax()
+    assert widths[since[unknown]] == hops["gap"].astype("int64")[unknown]
+    assert ax.get_xlim()[1] > since[2] + 90_000
+    assert f"{hops['func'][2]}  90 µs" in words(ax)
+    assert "Functions last until they returned" in words(ax)
+    assert_legible(ax)
+
+
+def test_in_one_row_a_lane_functions_do_not_lie_over_each_other() -> None:
+    ax = with_returns({1: 70_000, 2: 5_000_000}).plot.timeline(1, detail=False)
+    assert ax.get_xlim()[1] < 5_000_000
+    assert "Functions last until they returned" not in words(ax)
 
 
 def test_lanes_are_the_interfaces_in_the_order_of_the_way(recording: Recording) -> None:
