@@ -28,7 +28,7 @@ def functions_frame(hops: HopColumns) -> pd.DataFrame:
     return functions_table(
         hops.func.names,
         hops.layer_of_function,
-        np.bincount(func[func >= 0], minlength=count),
+        np.bincount(func if func.min(initial=0) >= 0 else func[func >= 0], minlength=count),
         hops.packets_with(func, count),
         {"gap": quantiles(func, count, hops.gap), "duration": quantiles(func, count, hops.duration)},
     )

@@ -90,9 +90,13 @@ class HopColumns:
         for begin in range(0, len(self.first), step):
             end = min(begin + step, len(self.first))
             rows = slice(int(self.first[begin]), int(self.last[end - 1]) + 1)
-            has = np.zeros((end - begin, count + 1), bool)
-            has[self.packet_of[rows] - begin, codes[rows]] = True
-            found += has[:, :count].sum(axis=0)
+            has = np.zeros((end - begin) * (count + 1), bool)
+            # One place more in front, for -1.
+            place = (self.packet_of[rows] - np.int32(begin)) * np.int32(count + 1)
+            place += codes[rows]
+            place += 1
+            has[place] = True
+            found += np.count_nonzero(has.reshape(-1, count + 1)[:, 1:], axis=0)
         return found
 
 

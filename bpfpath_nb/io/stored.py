@@ -59,6 +59,9 @@ STACK, TCP_STATE = "stack", "tcp_state"
 DURATION: Final = "duration"
 """Of a hop the time until its function returned, in ns; null where that is not known."""
 
+_STACK_ROWS: Final = 1 << 15
+"""So many rows' stacks are looked at together."""
+
 _READ_LATER: Final = ("hops", "facts", "returns", "stacks")
 """Fields of Events that a file has as columns."""
 
@@ -223,12 +226,11 @@ class StoredEvents(Events):
         return ordered(returns)
 
     def _read_stacks(self) -> npt.NDArray[np.void]:
-        # In memory a stack takes its room in every row, so one row group at a time.
-        groups = range(self._parquet.num_row_groups) if self._group is None else [self._group]
+        # In memory a stack takes its room in every row, so some thousand rows at a time.
+        groups = None if self._group is None else [self._group]
         found, begin = [np.empty(0, STACKS_DTYPE)], 0
-        for group in groups:
-            table = self._parquet.read_row_group(group, [STACK, TCP_STATE])
-            frames = table[STACK].combine_chunks()
+        for table in self._parquet.iter_batches(_STACK_ROWS, groups, columns=[STACK, TCP_STATE]):
+            frames = table[STACK]
             if frames.type != pa.binary(8 * STACK_DEPTH):
                 raise ValueError("stacks of another length")
             rows = np.flatnonzero(frames.is_valid().to_numpy(zero_copy_only=False))
