@@ -7,7 +7,7 @@ the same; neither has IPv6, which identifies fragments only.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,12 @@ CONTENT_DTYPE: Final = np.dtype(
         ("flags", "u1"),  # of TCP from here on; 0 where there is none
         ("seq", "u4"),
         ("window", "u2"),
-        ("data", "u2"),  # bytes of payload by the IPv4 header's length; 0 where it is not known
+        ("data", "u2"),  # bytes of payload, at most as many as 16 bits count; 0 where it is not known
     ]
 )
 
 _ICMP, _TCP = (1, 58), 6
+_IP6_HEADER: Final = 40  # its length does not count itself
 _COMPARED: Final = 64
 """Bytes of a packet by which two are held to be the same."""
 
@@ -52,8 +53,18 @@ def contents(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     found["seq"] = np.where(tcp, (matrix.u16(transport + 4).astype(np.int64) << 16) | matrix.u16(transport + 6), 0)
     found["window"] = np.where(tcp, matrix.u16(transport + 14), 0)
     size = transport - network + (matrix.u8(transport + 12) >> 4) * 4
-    found["data"] = np.where(tcp & four, matrix.u16(network + 2) - size, 0).clip(min=0)
+    found["data"] = np.where(tcp, _length(matrix, network, four, facts["len"]) - size, 0).clip(0, 0xFFFF)
     return found
+
+
+def _length(matrix: Matrix, network: Offsets, four: npt.NDArray[np.bool_], length: npt.NDArray[Any]) -> Offsets:
+    """Bytes of each IP packet, from its header on.
+
+    Where the header does not say it, the sk_buff does: on the way out the kernel writes it late (`__ip_local_out`), and
+    in segments larger than 64 KiB not at all.
+    """
+    told = np.where(four, matrix.u16(network + 2), matrix.u16(network + 4)).astype(np.int64)
+    return np.where(told > 0, told + np.where(four, 0, _IP6_HEADER), length.astype(np.int64) - network)
 
 
 def _twins(matrix: Matrix, network: Offsets) -> npt.NDArray[np.uint64]:

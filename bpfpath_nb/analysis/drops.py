@@ -19,7 +19,7 @@ from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.headers import tcp_flags
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timestamps
-from bpfpath_nb.analysis.packets import given_up_by, real_drops
+from bpfpath_nb.analysis.packets import given_up_at, given_up_by, real_drops
 from bpfpath_nb.schema import DROPS
 
 # include/net/tcp_states.h
@@ -38,7 +38,7 @@ def drops_frame(events: Events, flows: Flows) -> pd.DataFrame:
         RangeIndex; columns as schema.DROPS.
     """
     rows = drop_rows(events)
-    location = events.hops["location"][rows]
+    location = given_up_at(events, rows)
     known = np.array([address in events.locations for address in location.tolist()], bool)
     offset = [events.locations[address][1] for address in location[known].tolist()]
     offsets = np.zeros(len(rows), np.uint32)

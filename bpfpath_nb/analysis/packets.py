@@ -9,7 +9,8 @@ delivered    a hop handed its data to the owner of a socket (role `deliver`), or
              only if its end shows that it was no packet socket's: one that saw a packet does not hide that it got
              no further. A raw socket (ping) is meant by what it reads, a packet socket only looks on.
 dropped      a copy was freed (flag `end`) by a function of the role `drop`, the reason does not say that it was used
-             as meant, and no other copy lives. Kernels before 5.17 give no reason; there each such end is a drop.
+             as meant, and no other copy lives. Kernels before 5.17 give no reason; there each such end is a drop,
+             but those in the handler of ICMPv6, which freed so what it had used as well.
              A FIN that waits in a socket that is closed is purged with it; nothing is lost with an empty segment.
              Ends of bystanders do not count beside those of other copies: a copy that a bridge flooded to another
              host (OTHERHOST), or a packet socket's (PACKET_SOCK_ERROR, or freed in its receiving function).
@@ -40,6 +41,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.advice import NOT_SAID
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timedeltas, timestamps
@@ -57,6 +59,12 @@ _BYSTANDERS: Final = frozenset({"OTHERHOST", "PACKET_SOCK_ERROR"})
 
 _TAPS: Final = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv", "packet_rcv_fanout"})
 """Functions that take a clone for a packet socket (net/packet/af_packet.c)."""
+
+_USERS: Final = frozenset({"icmpv6_rcv"})
+"""Functions that, before Linux 6.3, freed as dropped and without a reason also what they had used (net/ipv6/icmp.c)."""
+
+_LISTS: Final = frozenset({"kfree_skb_list", "skb_queue_purge", "skb_rbtree_purge"})
+"""Functions that free several packets for their caller; kernels before 6.0 tell their address and not its."""
 
 _CLOSERS: Final = frozenset({"sk_stream_kill_queues"})
 """Functions that purge the queues of a stream socket that was closed (net/core/stream.c)."""
@@ -180,6 +188,8 @@ def _drops_and_bystanders(
     is_drop = is_end & drops[events.hops["func"]]
     is_drop &= _by_number(reason, is_drop, start.is_drop_reason)
     is_drop &= (events.hops["len"] > 0) | ~events.freed_in(_CLOSERS)
+    used = is_drop & events.freed_in(_USERS)
+    is_drop &= ~_by_number(reason, used, lambda number: not number or start.reason(number) in NOT_SAID)
     bystander = is_end & events.freed_in(_TAPS)
     bystander |= _by_number(reason, is_drop, lambda number: start.reason(number) in _BYSTANDERS)
     bystander &= events.copies.several[events.packet_of]
@@ -257,10 +267,26 @@ def itineraries(packet_of: npt.NDArray[np.int32], count: int, netns: names.Named
 def given_up_by(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:
     """The functions of some hops: of an end the one that holds the address of who freed, where that is known."""
     function = names.functions(events, rows=rows)
-    location = events.hops["location"][rows]
+    location = given_up_at(events, rows)
     known = names.look_up(location, lambda address: events.locations.get(address, (None, 0))[0])
     code = np.where(known.codes >= 0, known.codes, function.codes + np.int32(len(known.names)))
     return names.distinct_names(code, [*known.names, *function.names])
+
+
+def given_up_at(events: Events, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+    """The addresses that freed at some hops; of what freed a list for its caller that one's, where a stack tells it."""
+    location = events.hops["location"][rows].copy()
+    lists = np.array([at for at, (symbol, _) in events.locations.items() if symbol in _LISTS], np.uint64)
+    of = np.flatnonzero(np.isin(location, lists))
+    of = of[events.stack_of[rows[of]] >= 0] if len(of) else of
+    if len(of):
+        frames = events.stacks["frames"][events.stack_of[rows[of]]]
+        at = (frames[:, :-1] == location[of, None]).argmax(axis=1)
+        each = np.arange(len(of))
+        caller = frames[each, at + 1]
+        told = (frames[each, at] == location[of]) & (caller != 0)
+        location[of[told]] = caller[told]
+    return location
 
 
 def _of_first(texts: list[str] | list[str | None], flows: Flows, fact: npt.NDArray[np.int32]) -> Any:

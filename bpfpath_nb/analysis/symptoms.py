@@ -6,7 +6,7 @@ sorts, counts and comparisons of whole columns.
 
 stall           a wait in a queue (`waits`) longer than the rule has it
 unfinished      a packet whose last hop was long before the capture ended
-loop            a packet that one function received on one interface several times
+loop            a packet that one function received on one interface several times, without being sent anew
 duplicate       two packets with the same identification and the same bytes, close together
 asymmetric      a flow whose packets pass other interfaces than those of the flow back
 translated      a hop at which the flow is another one than at the packet's hop before
@@ -70,10 +70,8 @@ class Ground:
 
     @cached_property
     def flow(self) -> Rows:
-        """Of each packet its flow at its first hop, as a position in `flows.flow`; -1 where it is not known."""
-        if not len(self.flows.which):
-            return np.full(len(self.fact), -1, np.intp)
-        return np.where(self.fact >= 0, self.flows.which[self.fact], -1)
+        """Of each packet its flow at its first hop."""
+        return self.flow_of(self.events.first)
 
     @cached_property
     def reverse(self) -> Rows:
@@ -127,14 +125,23 @@ class Ground:
         """Rows in which a packet sets out: in one of these functions, in the namespace where it was first seen.
 
         Of several functions of which a packet passes more than one, the first counts. What TCP sends again, it sends
-        as a clone of what it keeps: that is the same packet, and it sets out twice.
+        as a clone of what it keeps: that is the same packet, and it sets out twice. What a tunnel or IPsec sends once
+        more is another flow by then, and does not.
         """
         hops, of = self.events.hops, self.events.packet_of
         rows = np.flatnonzero(self.one_of(functions))
         rows = rows[hops["netns"][rows] == hops["netns"][self.events.first[of[rows]]]]
         entry = np.full(len(self.fact), -1, np.int64)
-        entry[of[rows][::-1]] = hops["func"][rows][::-1]  # of several values for one place numpy keeps the last
-        return np.asarray(rows[hops["func"][rows] == entry[of[rows]]])
+        entry[of[rows][::-1]] = rows[::-1]  # of several values for one place numpy keeps the last
+        first = entry[of[rows]]
+        return rows[(hops["func"][rows] == hops["func"][first]) & (self.flow_of(rows) == self.flow_of(first))]
+
+    def flow_of(self, rows: Rows) -> Rows:
+        """The flow at some hops, as a position in `flows.flow`; -1 where it is not known."""
+        fact = self.events.fact_of[rows]
+        if not len(self.flows.which):
+            return np.full(len(rows), -1, np.intp)
+        return np.where(fact >= 0, self.flows.which[fact], -1)
 
     def roles(self, *roles: str) -> Bools:
         """Of each hop whether its function has one of these roles."""
@@ -177,7 +184,9 @@ def _unfinished(rule: Rule, ground: Ground) -> Any:
 def _loop(rule: Rule, ground: Ground) -> Any:
     hops = ground.events.hops
     rows = np.flatnonzero(ground.roles("receive"))
-    key = _key(*(hops[name][rows] for name in ("packet", "netns", "ifindex", "func")))
+    # What TCP sends again goes the whole way again.
+    journey = np.searchsorted(ground.sent(rule.functions), rows)
+    key = _key(*(hops[name][rows] for name in ("packet", "netns", "ifindex", "func")), journey)
     which, count = _counted(key)
     many = rows[count[which] >= rule.options["times"]]
     return _first_of_each(hops["packet"][many], many)

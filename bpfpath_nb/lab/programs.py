@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import struct
+from contextlib import suppress
 from typing import Literal
 
 from bpfpath_nb.errors import LabError
@@ -66,6 +68,9 @@ def attach_tc(scene: Scene, ns: str, dev: str, direction: Literal["ingress", "eg
 
 def _load(kind: int, result: int) -> int:
     """A program that returns `result`; its descriptor."""
+    # Before Linux 5.11 a program counts as locked memory, and half of the usual limit may be taken.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     instructions = struct.pack("=BBhiBBhi", 0xB7, 0, 0, result, 0x95, 0, 0, 0)  # r0 = result; exit
     code = ctypes.create_string_buffer(instructions, len(instructions))
     license_ = ctypes.create_string_buffer(b"GPL")

@@ -48,6 +48,14 @@ def test_a_ping_is_read(recordings: dict[str, Recording], release: str) -> None:
     assert replies["verdict"].tolist() == ["delivered", "delivered"]
 
 
+@pytest.mark.parametrize("release", RECORDED)
+def test_a_ping_over_ipv6_is_used_up_where_it_is_answered(recordings: dict[str, Recording], release: str) -> None:
+    """Kernels before 6.3 free it as they free what they drop."""
+    packets = recordings[release].packets
+    asked = packets[packets["flow"].astype(str).str.contains("icmp6 echo request")]
+    assert set(zip(asked["verdict"], asked["where"], strict=True)) == {("consumed", "icmpv6_rcv")}
+
+
 @pytest.mark.parametrize("release", STOCK)
 def test_every_function_of_the_default_set_is_probed_or_accounted_for(kernels: dict[str, Kernel], release: str) -> None:
     kernel = kernels[release]
