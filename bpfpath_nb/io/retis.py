@@ -33,17 +33,7 @@ _FREES: Final = frozenset({"kfree_skb", "consume_skb"})
 
 
 def read_retis(path: Path) -> Events:
-    """Read a file of retis' events.
-
-    Raises
-    ------
-    RecordingError
-        It is no file of retis' events, or holds none of a packet.
-    RequirementError
-        The package `retis` is not installed.
-    OSError
-        There is no such file.
-    """
+    """Read a file of retis' events; errors as of `Recording.from_retis`."""
     path = path.expanduser()
     with path.open("rb"):
         pass  # the reader's own error for this is not Python's

@@ -41,23 +41,22 @@ def tc_egress_drop(scene: Scene) -> None:
     modules="sch_tbf",
 )
 def qdisc_full(scene: Scene) -> None:
-    receiver = scene.listen("server", 7005)
-    scene.change(
-        "client", "tc qdisc add dev eth0 root tbf rate 80kbit burst 1600 limit 1600", "tc qdisc del dev eth0 root"
-    )
-    scene.udp("client", scene.server, 7005, bytes(1000), count=4)
-    for _ in range(2):
-        receiver.recv(2000)
+    through_bucket(scene, 7005, limit=1600, arrive=2)
 
 
 @case("a rate limit holds the packet back", verdict="delivered", ns="client", modules="sch_tbf")
 def qdisc_delay(scene: Scene) -> None:
-    receiver = scene.listen("server", 7006)
+    through_bucket(scene, 7006, limit=20000, arrive=4)
+
+
+def through_bucket(scene: Scene, port: int, limit: int, arrive: int) -> None:
+    """Four datagrams of 1,000 bytes through a token bucket, in whose queue `limit` bytes wait; so many arrive."""
+    receiver = scene.listen("server", port)
     scene.change(
-        "client", "tc qdisc add dev eth0 root tbf rate 80kbit burst 1600 limit 20000", "tc qdisc del dev eth0 root"
+        "client", f"tc qdisc add dev eth0 root tbf rate 80kbit burst 1600 limit {limit}", "tc qdisc del dev eth0 root"
     )
-    scene.udp("client", scene.server, 7006, bytes(1000), count=4)
-    for _ in range(4):
+    scene.udp("client", scene.server, port, bytes(1000), count=4)
+    for _ in range(arrive):
         receiver.recv(2000)
 
 

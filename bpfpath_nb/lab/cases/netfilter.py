@@ -14,42 +14,42 @@ NFT = "nf_tables nft_ct nf_conntrack"
 CHAIN = "nft_do_chain nf_hook_slow"
 
 
+def guarded(scene: Scene, ns: str, hook: str, port: int, verdict: str) -> None:
+    """A datagram to a port for which a rule in one namespace has a verdict."""
+    scene.nft(ns, f"chain guard {{ type filter hook {hook}; udp dport {port} {verdict}; }}")
+    scene.udp("client", scene.server, port)
+
+
 @case("a rule drops what is for this host", reason="NETFILTER_DROP", where=CHAIN, modules=NFT)
 def nft_input(scene: Scene) -> None:
-    scene.nft("server", "chain guard { type filter hook input priority 0; udp dport 7101 drop; }")
-    scene.udp("client", scene.server, 7101)
+    guarded(scene, "server", "input priority 0", 7101, "drop")
 
 
 @case("a rule drops what is forwarded", reason="NETFILTER_DROP", where=CHAIN, ns="router", modules=NFT)
 def nft_forward(scene: Scene) -> None:
-    scene.nft("router", "chain guard { type filter hook forward priority 0; udp dport 7102 drop; }")
-    scene.udp("client", scene.server, 7102)
+    guarded(scene, "router", "forward priority 0", 7102, "drop")
 
 
 @case("a rule drops what this host sends", reason="NETFILTER_DROP", where=CHAIN, ns="client", modules=NFT)
 def nft_output(scene: Scene) -> None:
-    scene.nft("client", "chain guard { type filter hook output priority 0; udp dport 7103 drop; }")
-    scene.udp("client", scene.server, 7103)
+    guarded(scene, "client", "output priority 0", 7103, "drop")
 
 
 @case("a rule drops before routing", reason="NETFILTER_DROP", where=CHAIN, ns="router", modules=NFT)
 def nft_prerouting(scene: Scene) -> None:
-    scene.nft("router", "chain guard { type filter hook prerouting priority -300; udp dport 7104 drop; }")
-    scene.udp("client", scene.server, 7104)
+    guarded(scene, "router", "prerouting priority -300", 7104, "drop")
 
 
 @case("a rule drops after routing", reason="NETFILTER_DROP", where=CHAIN, ns="router", modules=NFT)
 def nft_postrouting(scene: Scene) -> None:
-    scene.nft("router", "chain guard { type filter hook postrouting priority 300; udp dport 7105 drop; }")
-    scene.udp("client", scene.server, 7105)
+    guarded(scene, "router", "postrouting priority 300", 7105, "drop")
 
 
 @case(
     "a rule rejects, and says so to the sender", reason="NETFILTER_DROP", where=CHAIN, modules=NFT + " nft_reject_inet"
 )
 def nft_reject(scene: Scene) -> None:
-    scene.nft("server", "chain guard { type filter hook input priority 0; udp dport 7106 reject; }")
-    scene.udp("client", scene.server, 7106)
+    guarded(scene, "server", "input priority 0", 7106, "reject")
 
 
 @case(

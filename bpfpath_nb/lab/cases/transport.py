@@ -316,37 +316,32 @@ def tcp_abort_on_data(scene: Scene) -> None:
     hurry(here)
 
 
+def filled(scene: Scene, port: int, patience: float) -> tuple[socket.socket, socket.socket]:
+    """A connection into which the client sends until the server's small window has been shut for so many seconds."""
+    listening = scene.open_socket("server", kind=socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listening.bind(("", port))
+    listening.listen(1)
+    here = scene.open_socket("client", kind=socket.SOCK_STREAM)
+    here.connect((scene.server, port))
+    there, _ = listening.accept()
+    scene.later(there.close)
+    here.settimeout(patience)
+    with suppress(TimeoutError):
+        here.sendall(bytes(20000))
+    return here, there
+
+
 @case(
     "the window is shut and the peer sends all the same",
     reason="TCP_ZEROWINDOW TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE",
     where=TCP_STATE,
 )
 def tcp_zero_window(scene: Scene) -> None:
-    listening = scene.open_socket("server", kind=socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    listening.bind(("", 7326))
-    listening.listen(1)
-    here = scene.open_socket("client", kind=socket.SOCK_STREAM)
-    here.connect((scene.server, 7326))
-    there, _ = listening.accept()
-    scene.later(there.close)
-    here.settimeout(0.1)
-    with suppress(TimeoutError):
-        here.sendall(bytes(20000))
+    here, there = filled(scene, 7326, 0.1)
     sent, received = sequence(there)
-    segment(
-        scene,
-        wire.tcp(
-            scene.client,
-            scene.server,
-            here.getsockname()[1],
-            7326,
-            seq=received,
-            ack=sent,
-            flags=wire.ACK,
-            payload=b"more",
-        ),
-    )
+    ends = scene.client, scene.server, here.getsockname()[1], 7326
+    segment(scene, wire.tcp(*ends, seq=received, ack=sent, flags=wire.ACK, payload=b"more"))
     scene.pause(0.02)
     hurry(here)
     hurry(there)
@@ -354,17 +349,7 @@ def tcp_zero_window(scene: Scene) -> None:
 
 @case("the program reads slower than the peer sends", verdict="delivered", also="TCP_OLD_DATA TCP_OLD_SEQUENCE")
 def tcp_slow_reader(scene: Scene) -> None:
-    listening = scene.open_socket("server", kind=socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    listening.bind(("", 7321))
-    listening.listen(1)
-    here = scene.open_socket("client", kind=socket.SOCK_STREAM)
-    here.connect((scene.server, 7321))
-    there, _ = listening.accept()
-    scene.later(there.close)
-    here.settimeout(0.3)
-    with suppress(TimeoutError):
-        here.sendall(bytes(20000))
+    here, there = filled(scene, 7321, 0.3)
     scene.pause(0.3)
     there.settimeout(0.3)
     with suppress(TimeoutError):
