@@ -10,6 +10,10 @@ is left out of the files: the host is called "lab".
 dns
     The client asks the server for a name, twelve times. Two more queries are dropped by an nftables rule on the
     router, and one goes to the router itself, where nobody listens.
+tcp
+    The client opens three connections one after the other to a server that sends back what it gets, 3,000 bytes each.
+    A fourth goes to a port where nobody listens. Of a fifth the first SYNs are dropped by an nftables rule on the
+    router, so that it comes about when the client has tried again.
 """
 
 from __future__ import annotations
@@ -30,6 +34,27 @@ _MODULES: Final = ("veth", "nf_tables", "nft_compat", "nft_chain_nat")
 """What a lab needs of a kernel that loads nothing by itself."""
 _SETTLE: Final = 6.0  # seconds until the last packet's end has come, on an emulated processor
 _LIMIT: Final = 900.0
+_PYTHON: Final = (sys.executable, "-S", "-c")
+_ECHO: Final = """
+import socket, sys
+listening = socket.create_server(("", 8080))
+print("up", flush=True)
+for _ in range(4):
+    connection, _ = listening.accept()
+    while data := connection.recv(65536):
+        connection.sendall(data)
+    connection.close()
+"""
+_TALK: Final = """
+import socket, sys
+for _ in range(int(sys.argv[3])):
+    connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+    connection.sendall(b"x" * 3000)
+    missing = 3000
+    while missing:
+        missing -= len(connection.recv(missing))
+    connection.close()
+"""
 _ASK: Final = ("dig", "+short", "+time=3", "+tries=1", "www.example.test")
 
 
@@ -81,7 +106,22 @@ def _ask(lab: Lab, server: str) -> None:
     lab.run("client", [*_ASK, f"@{server}"], timeout=_LIMIT)
 
 
-_SCRIPTS: Final = {"dns": ("udp port 53", _dns)}
+def _tcp(lab: Lab) -> None:
+    server = lab.address("server")
+    echo = lab.popen("server", [*_PYTHON, _ECHO], stdout=subprocess.PIPE)
+    assert echo.stdout is not None
+    echo.stdout.readline()
+    talk = [*_PYTHON, _TALK, server]
+    lab.run("client", [*talk, "8080", "3"], timeout=_LIMIT)
+    lab.run("client", [*talk, "8081", "1"], timeout=_LIMIT)
+    with lab.drop("router", "tcp dport 8080 tcp flags syn"):
+        late = lab.popen("client", [*talk, "8080", "1"])
+        time.sleep(_SETTLE)
+    late.wait(_LIMIT)
+    echo.wait(_LIMIT)
+
+
+_SCRIPTS: Final = {"dns": ("udp port 53", _dns), "tcp": ("tcp", _tcp)}
 
 
 if __name__ == "__main__":

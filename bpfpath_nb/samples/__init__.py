@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SAMPLES: Final = {
     "dns": "a client asks a name server behind a router: answered, dropped by an nftables rule, sent to a closed port",
+    "tcp": "a client talks to a server behind a router: three connections, a closed port, one that comes about late",
 }
 """Name of each sample, and what it shows."""
 
@@ -29,6 +30,8 @@ def sample(name: str) -> Recording:
     name : str
         ``"dns"``: a client asks a name server behind a router. Most queries are answered, two are dropped by an
         nftables rule on the router, one goes to a port of the router's where nobody listens.
+        ``"tcp"``: a client opens three connections to a server behind the router, which sends back what it gets. A
+        fourth goes to a port where nobody listens, and of a fifth an nftables rule drops the first SYNs.
 
     Raises
     ------

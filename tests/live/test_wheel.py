@@ -68,10 +68,26 @@ else:
 matplotlib.use("agg")
 
 FRAMES = ("df", "packets", "paths", "functions", "transitions", "drops", "namespaces", "quality")
+COMPARED = ("verdicts", "paths", "functions", "transitions", "places", "drops")
+PLOTS = ("timeline", "latency", "paths", "drops", "namespaces", "heatmap")
 for name in SAMPLES:
     recording = sample(name)
     for frame in FRAMES:
         assert len(getattr(recording, frame)), (name, frame)
+    for picture in PLOTS:
+        getattr(recording.plot, picture)().figure.savefig(f"{name}-{picture}.png")
+    diagnosis = recording.diagnose()
+    assert all(len(diagnosis.evidence(finding)) for finding in range(len(diagnosis)))
+    router, server = (recording.query(f"namespaces.str.contains('{netns}')") for netns in ("router", "server"))
+    comparison = compare(router, server)
+    for frame in COMPARED:
+        assert len(getattr(comparison, frame)), (name, frame)
+    assert len(comparison.align()) and comparison.summary
+    assert recording.text(1) and len(recording.latency(by=["layer"]))
+    for export, path in {"save": "parquet", "to_pcapng": "pcapng", "to_perfetto": "pftrace", "to_json": "jsonl",
+                         "report": "html"}.items():
+        getattr(recording, export)(f"{name}.{path}")
+        assert os.path.getsize(f"{name}.{path}"), (name, export)
 recording = sample("dns")
 assert len(recording.latency(by=["netns"]))
 answered, dropped = (recording.query(f"verdict == '{verdict}'") for verdict in ("delivered", "dropped"))
@@ -85,11 +101,9 @@ for shown in (recording, comparison, diagnosis):
     assert shown._repr_html_()
 recording.plot.timeline(1).figure.savefig("timeline.png")
 
-assert Recording.load(recording.save("x.parquet")).df.equals(recording.df)
+comparison.plot()
+assert Recording.load("dns.parquet").df.equals(recording.df)
 assert len(recording.redact().packets) == len(recording.packets)
-recording.to_pcapng("x.pcapng")
-recording.to_perfetto("x.pftrace")
-recording.to_json("x.jsonl")
 assert "NETFILTER_DROP" in recording.text()
 print(*sorted(os.listdir()))
 """
@@ -246,4 +260,5 @@ def test_everything_but_capturing_needs_no_root_and_no_bcc(ordinary: Path) -> No
 
     said = run([*user, "env", f"HOME={work}", ordinary, "-W", "error::ResourceWarning", "-c", EVERYTHING], cwd=work)
 
-    assert {"timeline.png", "x.jsonl", "x.parquet", "x.pcapng", "x.pftrace"} <= set(said.split())
+    files = {f"{name}.{kind}" for name in SAMPLES for kind in ("html", "jsonl", "parquet", "pcapng", "pftrace")}
+    assert {"timeline.png", *files} <= set(said.split())

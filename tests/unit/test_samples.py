@@ -25,6 +25,17 @@ def test_dns_has_an_answer_a_drop_by_nftables_and_a_closed_port() -> None:
     assert packets["complete"].all()
 
 
+def test_tcp_has_connections_a_closed_port_and_a_handshake_that_is_tried_again() -> None:
+    recording = sample("tcp")
+
+    asked = recording.where("tcp[tcpflags] & (tcp-syn | tcp-ack) == tcp-syn").packets
+    assert asked.groupby("dport").size().to_dict() == {8080: 4, 8081: 1}
+    assert set(recording.drops["reason"]) == {"NETFILTER_DROP", "NO_SOCKET"}
+    assert (recording.drops["reason"] == "NETFILTER_DROP").sum() >= 2
+    assert recording.drops["stack"].notna().all()
+    assert {"tcp-no-socket", "tcp-reset", "netfilter-forward"} <= set(recording.diagnose().findings["rule"])
+
+
 @pytest.mark.parametrize("name", samples.SAMPLES)
 def test_a_sample_is_real_whole_and_small(name: str) -> None:
     recording = sample(name)

@@ -184,8 +184,8 @@ def test_text_and_page_tell_the_same():
         "nft_do_chain",
         "NO_SOCKET",
         "__udp4_lib_rcv",
-        "udp 10.0.1.1:50195 > 10.0.2.2:53",
-        "20127.612",
+        str(recording.packets["flow"].iloc[0]),
+        f"{recording.packets['total'].iloc[0].value / 1000:.3f}",
         *recording.paths.index[:5],
     ):
         assert told in text
