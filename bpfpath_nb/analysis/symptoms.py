@@ -134,7 +134,8 @@ class Ground:
         entry = np.full(len(self.fact), -1, np.int64)
         entry[of[rows][::-1]] = rows[::-1]  # of several values for one place numpy keeps the last
         first = entry[of[rows]]
-        return rows[(hops["func"][rows] == hops["func"][first]) & (self.flow_of(rows) == self.flow_of(first))]
+        anew = (hops["func"][rows] == hops["func"][first]) & (self.flow_of(rows) == self.flow_of(first))
+        return np.asarray(rows[anew])
 
     def flow_of(self, rows: Rows) -> Rows:
         """The flow at some hops, as a position in `flows.flow`; -1 where it is not known."""
