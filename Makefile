@@ -20,8 +20,8 @@ DEBIAN_DEMO := python3 python3-venv python3-bpfcc libpcap0.8 linux-libc-dev \
 # tshark, which reads what we export.
 DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-tools clang-format git tshark
 
-# A browser for JupyterLab, with something to write in.
-DEBIAN_BROWSER := $(DEBIAN_TEST) chromium fonts-dejavu-core
+# A browser for JupyterLab, with something to write in; poppler reads what it prints.
+DEBIAN_BROWSER := $(DEBIAN_TEST) chromium fonts-dejavu-core poppler-utils
 
 # Emulated machines for the stock kernels.
 DEBIAN_KERNELS := $(DEBIAN_TEST) qemu-system-x86 busybox-static kmod file xz-utils squashfs-tools debian-archive-keyring

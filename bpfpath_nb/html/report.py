@@ -17,7 +17,7 @@ import pandas as pd
 
 from bpfpath_nb.html.diagnosis import diagnosis_html
 from bpfpath_nb.html.frame import frame_html
-from bpfpath_nb.html.summary import packets_html
+from bpfpath_nb.html.summary import packets_html, quality_html
 from bpfpath_nb.html.table import details, facts, preformatted, table, text, warning
 from bpfpath_nb.io.replace import replacing
 from bpfpath_nb.io.summary import counted, drop_counts
@@ -142,7 +142,7 @@ def _sections(recording: Recording) -> Iterable[tuple[str, str]]:
             + details("transitions", _frame(recording.transitions)),
         )
         yield "Namespaces", _picture(plot.namespaces, "time by namespace and layer") + _frame(recording.namespaces)
-    yield "How far this can be trusted", _wide(table(("what", "how much"), recording.quality.items()))
+    yield "How far this can be trusted", _wide(quality_html(recording))
 
 
 def _timelines(recording: Recording) -> Iterable[str]:

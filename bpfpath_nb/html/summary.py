@@ -15,6 +15,7 @@ from bpfpath_nb.html.frame import frame_html
 from bpfpath_nb.html.table import details, facts, preformatted, table, text, warning
 from bpfpath_nb.io.summary import FIGURES_LIMIT, counted, drop_counts, microseconds
 from bpfpath_nb.io.text import loss_lines, outcome
+from bpfpath_nb.schema import QUALITY
 
 if TYPE_CHECKING:
     from bpfpath_nb.recording import Recording
@@ -101,5 +102,16 @@ def _folded(recording: Recording) -> list[str]:
     found.append(
         details("functions in which most time was spent", frame_html(recording.functions.drop(columns="gap_p90")))
     )
-    found.append(details("how far this can be trusted", table(("what", "how much"), recording.quality.items())))
+    found.append(details("how far this can be trusted", quality_html(recording)))
     return found
+
+
+def quality_html(recording: Recording) -> str:
+    """How far a recording can be trusted, each figure with its meaning."""
+    figures, rows = recording.quality, []
+    for column in QUALITY:
+        if column.name in figures.index:
+            value = figures[column.name]
+            known = "not known" if pd.isna(value) else f"{value} {column.unit}" if column.unit else str(value)
+            rows.append((column.name, known, column.meaning))
+    return table(("what", "how much", "meaning"), rows)

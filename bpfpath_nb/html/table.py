@@ -28,16 +28,21 @@ def text(value: object, limit: int = 200) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of escaped values under a head line."""
+    """A table of escaped values under a head line; columns of nothing but numbers stand at the right."""
+    shown = [[str(value) for value in row] for row in rows]
+    numbers = [all(map(_is_number, column)) for column in zip(*shown, strict=True)]
     top = "".join(f"<th{_CELL}>{text(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row, numbers)) + "</tr>\n" for row in shown)
     grid = '<table border="1" style="border-collapse:collapse">'
     return f"{grid}\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table>"
 
 
-def _cell(value: object) -> str:
-    shown = str(value)
-    style = _NUMBER_CELL if shown.replace(".", "", 1).isdecimal() else _LONG_CELL if len(shown) > _LONG else _CELL
+def _is_number(shown: str) -> bool:
+    return shown.replace(".", "", 1).isdecimal() or not shown
+
+
+def _cell(shown: str, number: bool) -> str:
+    style = _NUMBER_CELL if number else _LONG_CELL if len(shown) > _LONG else _CELL
     return f"<td{style}>{text(shown, _MOST_TEXT)}</td>"
 
 
