@@ -1,7 +1,8 @@
 """A diagnosis as plain text, for a terminal or a ticket::
 
 1. FAULT  a firewall rule dropped a packet that was to be forwarded
-   2 packets (14 %), 11:56:29.101 to 11:56:32.104 UTC, in nft_do_chain, NETFILTER_DROP, netns router, dev eth0
+   2 packets (14 %), 11:56:29.101 to 11:56:32.104 UTC, in nft_do_chain,
+   NETFILTER_DROP, netns router, dev eth0
    udp 10.0.1.1:40312 > 10.0.2.2:53, packet 25
    A rule or chain policy of nftables or iptables ...
    $ ip netns exec router nft list ruleset
@@ -14,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bpfpath_nb.io.text import loss_lines
+from bpfpath_nb.io.text import WIDTH, loss_lines
 
 if TYPE_CHECKING:
     from bpfpath_nb.diagnosis import Diagnosis
 
-_WIDTH = 110
 _MOST = 50
 
 
@@ -78,7 +78,7 @@ def example(row: Any) -> str:
 
 def _finding(number: int, row: Any) -> list[str]:
     margin = " " * 4
-    wrapped = textwrap.wrap(row.meaning, _WIDTH - len(margin))
+    where, what = (textwrap.wrap(told, WIDTH - len(margin)) for told in (place(row), row.meaning))
     commands = [f"$ {line}" for line in row.check.splitlines()]
-    lines = [place(row), example(row), *wrapped, *commands]
+    lines = [*where, example(row), *what, *commands]
     return [f"{number:>2}. {row.severity.upper()}  {row.title}", *(margin + line for line in lines)]

@@ -6,13 +6,14 @@ is too thin to say anything is said to be too thin.
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
 from bpfpath_nb.analysis.losses import losses
-from bpfpath_nb.io.text import loss_lines
+from bpfpath_nb.io.text import WIDTH, loss_lines
 
 if TYPE_CHECKING:
     from bpfpath_nb.analysis.alignment import Alignment
@@ -349,7 +350,9 @@ def _ns(value: Any) -> float:
 def comparison_text(comparison: Comparison) -> str:
     """A comparison for a terminal: the sentences, and what changed most."""
     first, second = comparison.names
-    lines = [f"<Comparison: {first} (a) and {second} (b)>", *comparison.findings]
+    lines = [f"<Comparison: {first} (a) and {second} (b)>"]
+    for told in comparison.findings:
+        lines += textwrap.wrap(told, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     alike = comparison.functions
     shown = alike[alike["change"].isin(["slower", "faster"])].head(8)
     if len(shown):

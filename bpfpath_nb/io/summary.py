@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
-from bpfpath_nb.io.text import loss_lines, outcome
+from bpfpath_nb.io.text import WIDTH, loss_lines, outcome
 
 if TYPE_CHECKING:
     from bpfpath_nb.recording import Recording
-
-WIDTH: Final = 80
 
 FIGURES_LIMIT: Final = 3_000_000
 """Hops of a recording beyond which a `repr` leaves out paths and functions: showing a name must take no seconds."""
 
 _MOST_PACKETS = 10
+_WIDEST_FLOW = 40
+"""Beside it there is room for the figures and a short outcome. A longer one, of IPv6, has a line of its own."""
 _MOST_PATHS = 5
 _MOST_DROPS = 5
 
@@ -54,12 +54,15 @@ def packet_lines(packets: pd.DataFrame, limit: int) -> list[str]:
     """The first packets as a table, a line each; an outcome for which there is no room has a line of its own."""
     shown = packets.head(limit)
     flows = [str(flow) if pd.notna(flow) else "headers not known" for flow in shown["flow"]]
-    flow_width, number_width = max([4, *map(len, flows)]), max(6, len(str(shown.index.max())) if len(shown) else 0)
+    flow_width = min(max([4, *map(len, flows)]), _WIDEST_FLOW)
+    number_width = max(6, len(str(shown.index.max())) if len(shown) else 0)
     lines = [f"{'packet':>{number_width}}  {'flow':{flow_width}}  {'hops':>5}  {'total/us':>12}  verdict"]
     for flow, (number, packet) in zip(flows, shown.iterrows(), strict=True):
-        line = (
-            f"{number:>{number_width}}  {flow:{flow_width}}  {packet['hops']:>5}  {microseconds(packet['total']):>12}"
-        )
+        line = f"{number:>{number_width}}  {flow:{flow_width}}"
+        if len(flow) > flow_width:
+            lines.append(line)
+            line = " " * (number_width + 2 + flow_width)
+        line += f"  {packet['hops']:>5}  {microseconds(packet['total']):>12}"
         told = outcome(packet) + ("" if packet["complete"] else " (may lack hops)")
         if len(line) + 2 + len(told) <= WIDTH:
             lines.append(f"{line}  {told}")

@@ -5,18 +5,19 @@ Here a packet begins with a line that says what it was and what became of it, ti
 gap to the next one beside, and what does not change from line to line is left out, so that a move to another
 namespace or interface is seen at once::
 
-    packet 1  udp 10.0.1.2:40312 > 10.0.2.2:53  70 bytes  dropped: NETFILTER_DROP in nf_hook_slow
+    packet 1  udp 10.0.1.2:40312 > 10.0.2.2:53  70 bytes
+        dropped: NETFILTER_DROP in nf_hook_slow
     14:03:52.120034512 UTC  path 3f9c0a77e1d2  client > router  7 hops in 41.210 us
           since/us     gap/us  netns   dev    cpu  function
              0.000      2.104  client  eth0     1  net:net_dev_queue
     ...
 
-Lines stay under 100 columns unless names are very long.
+Lines fit into a terminal of 80 columns unless names are very long.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,9 @@ from bpfpath_nb.schema import BROKEN_OFF
 
 if TYPE_CHECKING:
     from bpfpath_nb.recording import Recording
+
+WIDTH: Final = 80
+"""Columns of a terminal."""
 
 _MOST_HOPS = 1000
 
@@ -83,16 +87,28 @@ def _packet_lines(recording: Recording, at: int) -> list[str]:
 
 def _head(number: int, packet: pd.Series) -> list[str]:
     flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
-    parent = f"  copied from packet {packet['parent']}" if pd.notna(packet["parent"]) else ""
-    into = f"  merged into packet {packet['merged_into']}" if pd.notna(packet["merged_into"]) else ""
-    lacking = "" if packet["complete"] else "  MAY LACK HOPS: events were lost"
+    parent = f"copied from packet {packet['parent']}" if pd.notna(packet["parent"]) else ""
+    into = f"merged into packet {packet['merged_into']}" if pd.notna(packet["merged_into"]) else ""
+    lacking = "" if packet["complete"] else "MAY LACK HOPS: events were lost"
     where = packet["namespaces"] if pd.notna(packet["namespaces"]) else "namespace not known"
     total = _microseconds(np.array([packet["total"].to_timedelta64()]))[0]
     time = f"{packet['first']:%H:%M:%S}.{packet['first'].value % 10**9:09d} UTC"
+    took = f"{packet['hops']} hops in {total} us"
     return [
-        f"packet {number}  {flow}  {packet['length']} bytes  {outcome(packet)}",
-        f"{time}  path {packet['path']}  {where}  {packet['hops']} hops in {total} us{parent}{into}{lacking}",
+        *_folded(f"packet {number}", flow, f"{packet['length']} bytes", outcome(packet)),
+        *_folded(time, f"path {packet['path']}", where, took, parent, into, lacking),
     ]
+
+
+def _folded(*parts: str) -> list[str]:
+    """Parts of a line, those for which there is no room in lines below it."""
+    lines = [parts[0]]
+    for part in filter(None, parts[1:]):
+        if len(lines[-1]) + 2 + len(part) <= WIDTH:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"    {part}")
+    return lines
 
 
 def outcome(packet: pd.Series) -> str:

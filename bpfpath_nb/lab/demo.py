@@ -55,7 +55,7 @@ def _three_queries(prefix: str) -> None:
 
     start = time.monotonic()
     with Lab.dns(prefix=prefix) as lab:
-        print(f"Three network namespaces, made in {time.monotonic() - start:.1f} s:\n  {lab!r}\n", flush=True)
+        print(f"Three network namespaces, made in {time.monotonic() - start:.1f} s:\n  {_members(lab)}\n", flush=True)
         start = time.monotonic()
         with Capture(FILTER, namespaces=list(lab.names.values())) as capture:
             print(
@@ -70,10 +70,14 @@ def _three_queries(prefix: str) -> None:
         _show(capture)
 
 
+def _members(lab: Lab) -> str:
+    return repr(lab).removeprefix("Lab(").removesuffix(")").replace(" --- ", "\n  ")
+
+
 def _ask(lab: Lab, letter: str, server: str, what: str) -> None:
     command = ["dig", "+short", "+time=1", "+tries=1", f"@{server}", NAME]
     said = lab.run("client", command).stdout.strip().splitlines()[0]
-    print(f"  {letter}. {' '.join(command)}\n     {what}: {said.lstrip('; ')}", flush=True)
+    print(f"  {letter}. {' '.join(command)}\n     {what}:\n     {said.lstrip('; ')}", flush=True)
 
 
 def _show(capture: Capture) -> None:

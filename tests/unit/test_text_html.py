@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html.parser
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from streams import CLIENT, DEVICES, KINDS, Capture, capture, start_record
 
+from bpfpath_nb import compare
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.html.frame import frame_html
@@ -69,15 +71,15 @@ def test_a_path_reads_as_it_should():
     made = capture(len(KINDS), seed=0)
     number = int(np.flatnonzero(made.kinds == "filtered")[0]) + 1
     text = made.recording().text(number)
-    head, second, columns, *hops = text.splitlines()
-    flow, outcome = f"udp 10.0.1.2:{39999 + number} > 10.0.2.2:53", "dropped: NETFILTER_DROP in nf_hook_slow"
-    assert head == f"packet {number}  {flow}  70 bytes  {outcome}"
+    head, end, second, columns, *hops = text.splitlines()
+    assert head == f"packet {number}  udp 10.0.1.2:{39999 + number} > 10.0.2.2:53  70 bytes"
+    assert end == "    dropped: NETFILTER_DROP in nf_hook_slow"
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{9} UTC  path [0-9a-f]{12}  client > router  9 hops in [0-9.]+ us", second)
     assert columns.split() == ["since/us", "gap/us", "netns", "dev", "cpu", "function"]
     assert [line.split()[-1] for line in hops[:-1]] == [hop[0].split(".")[0] for hop in KINDS["filtered"][:-1]]
     assert hops[0].split()[0] == "0.000"
     assert hops[-1].split()[-2:] == ["kfree_skb", "NETFILTER_DROP"]
-    assert all(len(line) <= 100 for line in text.splitlines())
+    assert all(len(line) <= 80 for line in text.splitlines())
     since = [float(line.split()[0]) for line in hops]
     gaps = [float(line.split()[1]) for line in hops[:-1]]
     np.testing.assert_allclose(np.cumsum(gaps), since[1:], atol=1e-6)
@@ -197,6 +199,17 @@ def test_an_outcome_without_room_has_a_line_of_its_own():
     lines = packet_lines(recording.packets.loc[[1, 25]], 9)
     assert [line.split()[0] for line in lines] == ["packet", "1", "25", "dropped:"]
     assert lines[-1].strip() == "dropped: NETFILTER_DROP in nft_do_chain"
+
+
+def test_long_flows_and_findings_fit_into_a_terminal():
+    cases = Recording.load(Path(__file__).parents[1] / "recordings" / "cases-6.18.parquet")
+    dns = sample("dns")
+    commands = ("    $ ", "__")  # a command stays one line, and so does the row of a function with a long name
+    for shown in (repr(cases), repr(dns.diagnose()), repr(compare(dns, netns=("client", "server")))):
+        assert [line for line in shown.splitlines() if len(line) > 82 and not line.startswith(commands)] == []
+    lines = repr(cases).splitlines()
+    (at,) = [at for at, line in enumerate(lines) if "fe80::84f2" in line]
+    assert lines[at + 1].split() == ["12", "16.654", "consumed"]
 
 
 def test_a_loss_is_told_in_text_and_page():
