@@ -588,6 +588,13 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	path->ifindex = place.ifindex;
 	path->len = MEMBER(&copy, u32, sk_buff__len);
 	path->mark = MEMBER(&copy, u32, sk_buff__mark);
+#ifdef SOCKET_UNTOLD
+	/* Between devices it is on its way to another socket, if to any. */
+	if (where.socket || where.kind & KIND_DEVICE)
+		path->socket = where.socket;
+	else if (path->skb == skb)
+		where.socket = path->socket;
+#endif
 	note_source(path, &copy, &header, where.kind, now);
 	if (BITS(&copy, sk_buff__cloned))
 		flags |= EVENT_CLONE;

@@ -42,6 +42,7 @@ struct path {
 	u64 flow; /* hash of the addresses and ports, to notice their translation */
 	u64 skb;
 	u64 seen;    /* when, last */
+	u64 socket;  /* that it was given to, where the kernel does not tell that of a drop; else 0 */
 	u32 parent;  /* number of the packet it was copied or cut from, else 0 */
 	u32 entered; /* where it was met first */
 	u32 packet;

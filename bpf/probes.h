@@ -193,6 +193,11 @@ static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 #endif
 	struct where where = WHERE(COOKIE_FUNC(cookie), COOKIE_KIND(cookie), 0, 0);
 
+#ifdef SOCKET_UNTOLD
+	/* Before 6.11 kfree_skb does not tell for which socket a packet was; functions on its way do. */
+	if (COOKIE_SOCKET(cookie) == 0)
+		where.socket = ctx[REGISTER_0 / 8];
+#endif
 #ifdef HAVE_RETURNS
 	where.call = where.location = ctx[REGISTER_SP / 8];
 #endif

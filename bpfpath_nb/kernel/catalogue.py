@@ -42,6 +42,7 @@ class Function:
     final: bool = False
     freed: bool = False
     drop: bool = False
+    socket: bool = False
     default: bool = True
 
 

@@ -31,7 +31,7 @@ LONGEST_LOOK = 16
 # struct path of bpf/identity.h
 PATH = np.dtype(
     [
-        *((name, "u8") for name in ("flow", "skb", "seen")),
+        *((name, "u8") for name in ("flow", "skb", "seen", "socket")),
         *((name, "u4") for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark")),
         *((name, "u2") for name in ("snapshot", "func")),
         *((name, "u1") for name in ("link", "protocol", "kind", "ignored")),

@@ -62,6 +62,10 @@ ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, BIRTH, COPY = 1, 2, 4, 8, 16, 32
 AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
 """Layers in which a packet is at a device, or on its way from one to another."""
 NO_ARGUMENT = 15
+CALLER, REASON, SOCK = "void *", "enum skb_drop_reason", "struct sock *"
+"""Types by which the arguments of kfree_skb are known."""
+SOCKET = 0
+"""Which argument the socket is where a function takes it before the packet (`socket` in the catalogue)."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,8 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         made.probes.append(_function(name, len(made.probes), kind, register, kernel, name in chosen.final))
         if register == NO_ARGUMENT:
             made.macros["SEARCH_REGISTERS"] = 1
+    if _position(kernel.tracepoint_arguments("kfree_skb"), SOCK) == NO_ARGUMENT:
+        made.macros["SOCKET_UNTOLD"] = 1
     if EXPANDS in in_register:
         made.probes.append(_function(EXPANDS, len(made.probes), EXPAND, in_register[EXPANDS], kernel, False))
         made.macros["EXPAND_PROBED"] = 1
@@ -197,7 +203,9 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
 
 
 def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, final: bool) -> Probe:
-    cookie = func | (kind & 0xFF) << 16 | register << 24 | (kind >> 8) << 41
+    described = kernel.catalogue.find(name)
+    socket = SOCKET if described is not None and described.socket and register == SOCKET + 1 else NO_ARGUMENT
+    cookie = func | (kind & 0xFF) << 16 | register << 24 | socket << 36 | (kind >> 8) << 41
     role = "deliver" if name == DEFERS else ""
     return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, role, final, cookie)
 
@@ -298,16 +306,19 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
             kind |= NEIGHBOUR
         if described.final:
             kind |= END
-            location = arguments.index("void *") if "void *" in arguments else NO_ARGUMENT
-            named = "enum skb_drop_reason"
-            reason = arguments.index(named) if named in arguments else NO_ARGUMENT
-            socket = arguments.index("struct sock *") if "struct sock *" in arguments else NO_ARGUMENT
+            location, reason, socket = (_position(arguments, kind) for kind in (CALLER, REASON, SOCK))
             drop = role == "drop"
     elif request.match == "every":
         kind |= ENTRY
     cookie = func | kind << 16 | position << 24 | location << 28 | reason << 32 | socket << 36 | drop << 40
     layer = kernel.catalogue.layer_of(name)
     return Probe(name, layer, "tracepoint", name, role, final, cookie)
+
+
+def _position(arguments: list[str], wanted: str) -> int:
+    """Which argument of a tracepoint is of a type; the socket is `const` on the newest kernels."""
+    types = [kind.removeprefix("const ") for kind in arguments]
+    return types.index(wanted) if wanted in types else NO_ARGUMENT
 
 
 def _tell_what_is_missing(made: Plan, chosen: Selection) -> None:

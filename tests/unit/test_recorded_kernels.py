@@ -84,6 +84,17 @@ def test_what_a_reader_gives_away_to_be_freed_is_delivered(kernels: dict[str, Ke
 
 
 @pytest.mark.parametrize("release", STOCK)
+def test_where_kfree_skb_is_given_no_socket_functions_on_the_way_are(kernels: dict[str, Kernel], release: str) -> None:
+    plan = probes.plan(Request.of({"filter": "udp"}), kernels[release], with_kprobes=True)
+    given = {probe.name for probe in plan.of_kind("kprobe") if probe.cookie >> 36 & 15 == probes.SOCKET}
+    assert {"tcp_v4_do_rcv", "tcp_rcv_established", "tcp_rcv_state_process"} <= given
+    assert not given & {"tcp_v4_rcv", "ip_rcv", "__ip_queue_xmit"}
+    assert ("SOCKET_UNTOLD" in plan.macros) == (release in ("5.10", "6.1"))
+    (kfree_skb,) = (probe for probe in plan.probes if probe.name == "kfree_skb")
+    assert (kfree_skb.cookie >> 36 & 15) == (probes.NO_ARGUMENT if release in ("5.10", "6.1") else 3)
+
+
+@pytest.mark.parametrize("release", STOCK)
 def test_symbols_of_each_kernel_resolve(kernels: dict[str, Kernel], release: str) -> None:
     symbols = kernels[release].symbols
     (address,) = symbols.addresses("ip_rcv")
