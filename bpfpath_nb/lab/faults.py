@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from bpfpath_nb.errors import LabError
@@ -76,9 +75,7 @@ class Drop:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
     def __repr__(self) -> str:
