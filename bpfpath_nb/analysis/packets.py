@@ -16,9 +16,9 @@ dropped      a copy was freed (flag `end`) by a function of the role `drop`, the
              host (OTHERHOST), or a packet socket's (PACKET_SOCK_ERROR, or freed in its receiving function).
 delivered    the tracer found that it had been read (`reads`): not every kernel tells of the reading itself.
 sent         a copy's end was seen, no other copy lives, and after the last hop that handed it to a driver
-             (`transmit`) no driver handed it up again (`receive`): it left this machine, or what we see of it. Across
-             a veth pair it is received again, so it goes on. A capture of some namespaces only does not see the end
-             of what left them; there handing it to a driver is enough.
+             (`transmit`) no driver handed it up again (`receive`) or merged it into another packet: it left this
+             machine, or what we see of it. Across a veth pair it is received again, so it goes on. A capture of some
+             namespaces only does not see the end of what left them; there handing it to a driver is enough.
 consumed     all ends were seen, not all of them of bystanders: a protocol or a local process used it up, such as an
              ARP request. Where all were of bystanders, the packet is dropped if one of these was.
              A packet that GRO merged into another ends there (`merged_into`, flag `merged`): that one goes on with its
@@ -148,7 +148,8 @@ def verdicts(events: Events) -> Verdicts:
     ended = has_ended(events)
     delivered, dropped = last_with(reading), last_with(real & alone)
     read = np.isin(events.packets, np.array(sorted(events.reads), np.uint32))
-    sent = _left(events, is_role("transmit"), is_role("receive"), everywhere=not start.options.get("namespaces"))
+    received = is_role("receive") | (hops["flags"] & EVENT_FLAGS["merged"] != 0)
+    sent = _left(events, is_role("transmit"), received, everywhere=not start.options.get("namespaces"))
     used, passed_by, last_end = last_with(is_end & ~bystander), last_with(is_drop & bystander), last_with(is_end)
     cases = [delivered >= 0, dropped >= 0, read, sent >= 0, ended & (used < 0) & (passed_by >= 0), ended]
     verdict = np.select(cases, [0, 1, 0, 2, 1, 3], 4).astype(np.int8)

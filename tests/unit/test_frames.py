@@ -286,6 +286,8 @@ def test_what_was_merged_ends_there_unless_it_goes_on():
     assert ended.packets.loc[1, ["verdict", "where", "merged_into"]].tolist() == ["consumed", "consume_skb", 7]
     assert went_on.packets.loc[1, ["verdict", "where", "merged_into"]].tolist() == ["dropped", "nf_hook_slow", 7]
     assert (len(ended.drops), len(went_on.drops)) == (0, 1)
+    over = of_hops(hop("net_dev_start_xmit", ENTRY), merged)
+    assert over.packets.loc[1, "verdict"] == "consumed", "a driver received it, even where that is not seen"
     assert "merged into packet 7" in ended.text()
     assert ended.redact().packets.loc[1, "merged_into"] == 7
 
