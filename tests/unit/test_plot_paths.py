@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from pathlib import Path
+
 import numpy as np
 import pytest
+from matplotlib.transforms import Affine2D, Bbox
 from pictures import assert_legible, named, untouched, words
 from streams import Capture, capture
 
@@ -80,10 +84,33 @@ def test_many_functions_fold_into_layers_and_unfold_on_request(dns: Recording) -
 @pytest.mark.parametrize("fold", [True, False])
 def test_names_and_numbers_can_be_read(dns: Recording, fold: bool, theme: style.ThemeName) -> None:
     ax = dns.plot.paths(fold=fold, theme=theme)
-    # Slanted names' boxes overlap though the names do not.
+    # Slanted names' boxes overlap though the names do not: the next test.
     for text in [text for text in ax.texts if text.get_rotation()]:
         text.remove()
     assert_legible(ax)
+
+
+@pytest.mark.parametrize("which", ["dns", "queries", "cases"])
+def test_slanted_names_run_neither_into_each_other_nor_off_the_paper(dns: Recording, which: str) -> None:
+    cases = Recording.load(Path(__file__).parents[1] / "recordings" / "cases-6.18.parquet")
+    recording = {"dns": dns, "queries": dns.where("dst port 53"), "cases": cases}[which]
+    ax = recording.plot.paths(fold=False)
+    figure = ax.get_figure(root=True)
+    figure.canvas.draw()
+    names = [text for text in ax.texts if text.get_rotation()]
+    assert len(names) > 30
+    assert [n.get_text() for n in names if not figure.bbox.contains(*n.get_window_extent().min)] == []
+    assert [n.get_text() for n in names if not figure.bbox.contains(*n.get_window_extent().max)] == []
+    # Turned until they lie flat, they begin at their anchors.
+    boxes = []
+    for name in names:
+        x, y = (
+            Affine2D().rotate_deg(-name.get_rotation()).transform(name.get_transform().transform(name.get_position()))
+        )
+        name.set_rotation(0)
+        flat = name.get_window_extent()
+        boxes.append((name.get_text(), Bbox.from_bounds(x, y - flat.height / 2, flat.width, flat.height).padded(-1)))
+    assert [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)] == []
 
 
 def test_twenty_thousand_packets() -> None:
