@@ -35,6 +35,8 @@ PICTURES = [
             "dns.plot.timeline(1)"),
     Picture("dropped", "The same for a packet that an nftables rule dropped, in the dark theme.",
             "dns.plot.timeline(25)", "dark"),
+    Picture("returns", "With `returns=True`: a function is as wide as it took, and what it called lies under it.",
+            "calls.plot.timeline(1)"),
     Picture("packets", "All packets side by side. Many become one row for each path, each step as long as its median.",
             "dns.plot.timeline()"),
     Picture("paths", "All paths as one graph, folded into layers: what goes where, and where it ends.",
@@ -70,6 +72,7 @@ def recordings() -> dict[str, Any]:
         "answered": queries.query("verdict == 'delivered'"),
         "dropped": queries.query("verdict == 'dropped'"),
         "cases": Recording.load(RECORDINGS / "cases-6.18.parquet"),
+        "calls": Recording.load(RECORDINGS / "returns-6.12.parquet"),
         "lossy": Recording.load(RECORDINGS / "lossy-6.18.parquet"),
     }
 
@@ -90,6 +93,7 @@ def page() -> str:
         "```python\n"
         'dns = sample("dns")  # a client, a router, a name server; Linux 6.12 with kprobes\n'
         'cases = Recording.load("tests/recordings/cases-6.18.parquet")  # faults, one by one; Linux 6.18 without\n'
+        'calls = Recording.load("tests/recordings/returns-6.12.parquet")  # Linux 6.12, with returns\n'
         'lossy = Recording.load("tests/recordings/lossy-6.18.parquet")  # its ring was too small\n'
         'queries = dns.where("dst port 53")\n'
         "answered, dropped = queries.query(\"verdict == 'delivered'\"), queries.query(\"verdict == 'dropped'\")\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -98,6 +100,18 @@ def test_where_returns_are_known_a_span_is_as_wide_as_its_function_took() -> Non
     assert ax.get_xlim()[1] > since[2] + 90_000
     assert f"{hops['func'][2]}  90 µs" in words(ax)
     assert "Functions last until they returned" in words(ax)
+    assert_legible(ax)
+
+
+def test_a_real_packets_functions_lie_within_those_that_called_them() -> None:
+    real = Recording.load(Path(__file__).parents[1] / "recordings" / "returns-6.12.parquet")
+    ax = real.plot.timeline(1)
+    hops = real.df.loc[1].dropna(subset="duration")
+    ends = {(path.vertices[:, 0].min(), path.vertices[:, 0].max()) for _, path in drawn(ax)}
+    since, took = (hops[name].astype("int64").to_numpy() for name in ("since", "duration"))
+    wide = took > ax.get_xlim()[1] / 300
+    assert wide.sum() > 20
+    assert {(float(a), float(a + b)) for a, b in zip(since[wide], took[wide], strict=True)} <= ends
     assert_legible(ax)
 
 
