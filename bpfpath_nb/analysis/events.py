@@ -338,13 +338,14 @@ def stack_rows(stacks: npt.NDArray[np.void], hops: Columns) -> npt.NDArray[np.in
     ends = np.flatnonzero(hops["flags"] & EVENT_FLAGS["end"])
     if not len(stacks) or not len(ends):
         return np.full(len(stacks), -1, np.intp)
-    # Packet and time in one integer that sorts: times count by their rank.
-    times, rank = np.unique(np.concatenate((hops["time"][ends], stacks["time"])), return_inverse=True)
-    packet = np.concatenate((hops["packet"][ends], stacks["packet"])).astype(np.int64)
-    key = packet * len(times) + rank.reshape(-1)
-    of_ends, wanted = key[: len(ends)], key[len(ends) :]
-    found = np.searchsorted(of_ends, wanted).clip(max=len(ends) - 1)
-    return np.where(of_ends[found] == wanted, ends[found], -1)
+    packet, time = (np.concatenate((hops[name][ends], stacks[name])) for name in ("packet", "time"))
+    order = np.lexsort((time, packet))  # stable, so that of one packet and time an end comes first
+    packet, time = packet[order], time[order]
+    begins = np.append(True, (packet[1:] != packet[:-1]) | (time[1:] != time[:-1]))
+    first = order[begins][np.cumsum(begins) - 1]
+    found = np.empty(len(order), np.intp)
+    found[order] = np.where(first < len(ends), ends[first.clip(max=len(ends) - 1)], -1)
+    return found[len(ends) :]
 
 
 def _stacks_in_use(stacks: npt.NDArray[np.void], hops: Columns) -> npt.NDArray[np.void]:
