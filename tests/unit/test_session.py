@@ -30,7 +30,7 @@ class Broken:
         self.counters = SimpleNamespace(arm=lambda state: None, read=lambda *_, **__: {}, state=lambda: {"tagged": 0})
         self.events = SimpleNamespace(take=lambda: np.empty(0, EVENT_DTYPE))
         self.facts = SimpleNamespace(take=lambda: np.empty(0, FACTS_DTYPE))
-        self.deliveries = SimpleNamespace(look=list)
+        self.deliveries = self.moves = SimpleNamespace(look=list)
         self.closed = False
 
     def start_record(self) -> dict[str, Any]:
