@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Ends that nobody reports: what the allocator takes back, and what was read (see identity.h).
+ */
+
+/* The allocator frees something: perhaps the buffer of a packet that is followed, perhaps an sk_buff that had
+ * lost its buffer before. Two sk_buffs that were allocated as a pair (fclone) are freed as one. */
+static __always_inline int freed(void *ctx, u64 address, struct where where)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+	struct freer freer = {};
+	struct place place = {};
+	struct path *path;
+	struct path copy;
+	u64 skb = address;
+
+	if (!state || !state->tagged || !address)
+		return 0;
+	freer.location = where.location;
+	path = skb_map.lookup(&address);
+	if (path) {
+		copy = *path;
+		if (skb_map.delete(&address))
+			return 0; /* another CPU was faster */
+		find_freer(ctx, &freer);
+		skb = copy.skb;
+		forget_head(skb);
+		if (freer.expanding && !copy.ignored && !moved.update(&skb, &copy)) {
+			COUNT(&state->moved);
+			return 0;
+		}
+	} else {
+		if (!state->moved)
+			return 0;
+		path = moved.lookup(&skb);
+		if (!path) {
+			skb += sk_buff__SIZE;
+			path = moved.lookup(&skb);
+			if (!path)
+				return 0;
+		}
+		copy = *path;
+		if (moved.delete(&skb))
+			return 0;
+		__sync_fetch_and_add(&state->moved, -1);
+	}
+	__sync_fetch_and_add(&state->tagged, -1);
+	if (copy.ignored)
+		return 0;
+	where.location = freer.location;
+	place.netns = copy.netns;
+	if (namespace_wanted(&place))
+		send_event(state, &copy, bpf_ktime_get_ns(), skb, &where, EVENT_END | EVENT_LAST);
+	return 0;
+}
+
+/* Whether a packet that was seen last on its way to a socket has left the socket's queue again: somebody read
+ * it. Kernels since 5.18 may keep what was read for a while before they free it (skb_attempt_defer_free), and
+ * say nothing of either. An sk_buff that's in no list points to no neighbour. Run by the tracer, for a buffer
+ * it found in skb_map. */
+static __always_inline int was_read(u64 head)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+	struct path *path = skb_map.lookup(&head);
+	u8 head_frag = 0;
+	u64 skb;
+
+	if (!state || !path)
+		return 0;
+	skb = path->skb;
+	if (read_pointer(skb, sk_buff__head) != head || read_pointer(skb, sk_buff__prev))
+		return 0;
+	bpf_probe_read_kernel(&head_frag, sizeof(head_frag), (void *)(skb + sk_buff__head_frag));
+	if (!skb_map.lookup(&head))
+		return 0;
+	/* The allocator will tell of the end of its own buffers, and not of those from pages. */
+	if (head_frag >> sk_buff__head_frag_SHIFT & 1)
+		path_remove(state, head);
+	return 1;
+}

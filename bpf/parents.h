@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Packets that are made of others (see identity.h).
+ */
+
+/* The packets that others may be made of just now (see identity.h): those that are cut into segments, or copied, by
+ * flow and CPU; those that may be cut into fragments, which are large and not TCP's, by addresses and CPU. */
+struct source {
+	u32 packet;
+	u32 seen; /* us; odd: it is copied */
+	u32 entered;
+};
+
+#define LARGE  1280
+#define US(ns) ((u32)((ns) >> 10) & ~1u)
+
+BPF_TABLE("lru_hash", u64, struct source, sources, 4096);
+
+static __always_inline u64 source_key(u64 hash)
+{
+	return hash ^ (u64)(bpf_get_smp_processor_id() + 1) * 0x9E3779B97F4A7C15ull;
+}
+
+static __always_inline int is_fresh(const struct source *source, u64 now)
+{
+	return US(now) - (source->seen & ~1u) < US(FRESH);
+}
+
+static __always_inline int is_gso(const struct sk_buff_copy *copy)
+{
+	return (read_u32(MEMBER(copy, u64, sk_buff__head),
+			 MEMBER(copy, u32, sk_buff__end) + skb_shared_info__gso_size) &
+		0xffff) != 0;
+}
+
+static __always_inline void note_source(const struct path *path, const struct sk_buff_copy *copy,
+					const struct header *header, u16 kind, u64 now)
+{
+	struct source source = {.packet = path->packet, .seen = US(now), .entered = path->entered};
+	struct source *known;
+	u64 key = 0;
+
+	if (!header->addresses)
+		return;
+	if (kind & KIND_COPY) {
+		source.seen |= 1;
+		key = source_key(path->flow);
+	} else if (MEMBER(copy, u32, sk_buff__data_len) && is_gso(copy)) {
+		key = source_key(path->flow);
+	} else if (path->len > LARGE && header->protocol != 6 && !header->fragment) {
+		key = source_key(header->addresses);
+	}
+	if (!key)
+		return;
+	known = sources.lookup(&key);
+	if (known && path->parent && path->parent == known->packet && is_fresh(known, now))
+		return; /* there may be more of its kind to come */
+	sources.update(&key, &source);
+}
+
+/* A function at an interface, as one number. */
+static __always_inline u32 entered_at(const struct where *where, const struct place *place)
+{
+	return where->func * 0x9E3779B1u ^ place->ifindex * 0x85EBCA77u ^ place->netns;
+}
+
+/* A sender writes one packet of a flow after the other. The next one is no segment of the last: it begins above the
+ * place where packets are cut, or where the last one began, or is to be cut itself, or is TCP's, which sends one of a
+ * pair of sk_buffs (fclone). */
+static __always_inline u32 parent_of(const struct sk_buff_copy *copy, const struct header *header, u64 flow,
+				     u16 kind, u32 entered, u64 now)
+{
+	struct source *source;
+	u64 key = source_key(header->fragment ? header->addresses : flow);
+
+	if (!header->addresses || kind & KIND_RECEIVE)
+		return 0;
+	source = sources.lookup(&key);
+	if (!source || !is_fresh(source, now))
+		return 0;
+	if (!(source->seen & 1) &&
+	    (kind & KIND_BIRTH || source->entered == entered || BITS(copy, sk_buff__fclone) || is_gso(copy)))
+		return 0;
+	return source->packet;
+}

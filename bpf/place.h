@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Where a packet is: namespace and interface, and whether those are wanted.
+ */
+
+/* Inode numbers of namespaces come from the upper end (PROC_DYNAMIC_FIRST and the fixed ones just below it).
+ * Where `skb->dev` shares its place with something else (udp's dev_scratch, TCP's rbnode) what is read
+ * through it is not a namespace. */
+#define NETNS_LOWEST 0xEFFF0000u
+
+static __always_inline u64 read_pointer(u64 from, u32 offset)
+{
+	u64 value = 0;
+
+	if (from)
+		bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
+	return value;
+}
+
+static __always_inline u32 read_u32(u64 from, u32 offset)
+{
+	u32 value = 0;
+
+	if (from)
+		bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
+	return value;
+}
+
+struct place {
+	u32 netns;
+	u32 ifindex;
+};
+
+static __always_inline void place_of(struct place *place, const struct sk_buff_copy *copy)
+{
+	u64 dev = copy->dev;
+	u64 net = read_pointer(dev, net_device__nd_net);
+	u32 netns = read_u32(net, net__ns_inum);
+
+	place->netns = 0;
+	place->ifindex = 0;
+	if (netns >= NETNS_LOWEST) {
+		place->netns = netns;
+		place->ifindex = read_u32(dev, net_device__ifindex);
+		return;
+	}
+	net = read_pointer(read_pointer(copy->skb, sk_buff__sk), sock__skc_net);
+	netns = read_u32(net, net__ns_inum);
+	if (netns >= NETNS_LOWEST)
+		place->netns = netns;
+}
+
+/* Keep to the namespaces and interfaces that were asked for. (bcc takes no map function inside a macro.) */
+#ifdef ONLY_NAMESPACES
+BPF_HASH(wanted_namespaces, u32, u8, 4096);
+#endif
+#ifdef ONLY_INTERFACES
+BPF_HASH(wanted_interfaces, struct place, u8, 4096);
+#endif
+
+static __always_inline int namespace_wanted(struct place *place)
+{
+#ifdef ONLY_NAMESPACES
+	return wanted_namespaces.lookup(&place->netns) != 0;
+#else
+	return 1;
+#endif
+}
+
+static __always_inline int interface_wanted(struct place *place)
+{
+#ifdef ONLY_INTERFACES
+	return wanted_interfaces.lookup(place) != 0;
+#else
+	return 1;
+#endif
+}

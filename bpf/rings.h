@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What is written to the rings: the hops of packets, and what is told once of a packet, a process or a drop.
+ */
+
+/* The first bytes of the packet. Always 128 are read: behind a packet's data lies skb_shared_info, in the
+ * same allocation. `caplen` says how many are the packet's; the tracer passes on no more. */
+static __always_inline void send_snapshot(struct state *state, const struct packet *packet,
+					  const struct path *path, u64 now)
+{
+	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+
+	if (!facts) {
+		COUNT(&state->facts_lost);
+		return;
+	}
+	facts->time = now;
+	facts->packet = path->packet;
+	facts->parent = path->parent;
+	facts->len = packet->len;
+	facts->snapshot = path->snapshot;
+	facts->link = packet->link;
+	facts->vlan_tpid = packet->vlan_tpid;
+	facts->vlan_tci = packet->vlan_tci;
+	facts->caplen = packet->caplen < 128 ? packet->caplen : 128;
+	facts->kind = FACTS_SNAPSHOT;
+	bpf_probe_read_kernel(facts->headers, sizeof(facts->headers), (void *)packet->start);
+	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
+}
+
+/* Names of the processes that were met, each told once. */
+struct process {
+	u64 comm[2];
+};
+
+BPF_TABLE("lru_hash", u32, struct process, processes, 8192);
+
+static __always_inline void send_process(struct state *state, u64 leader, u32 pid, u64 now)
+{
+	struct process process = {};
+	struct process *known = processes.lookup(&pid);
+	struct facts *facts;
+
+	bpf_probe_read_kernel(&process, sizeof(process), (void *)(leader + task_struct__comm));
+	if (known && known->comm[0] == process.comm[0] && known->comm[1] == process.comm[1])
+		return;
+	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+	if (!facts) {
+		COUNT(&state->facts_lost);
+		return;
+	}
+	processes.update(&pid, &process);
+	__builtin_memset(facts, 0, sizeof(*facts));
+	facts->time = now;
+	facts->packet = pid;
+	facts->kind = FACTS_PROCESS;
+	__builtin_memcpy(facts->headers, &process, sizeof(process));
+	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
+}
+
+struct where {
+	u16 func;
+	u16 kind;
+	u32 reason;
+	u64 location;
+	u64 socket; /* that gave the packet up, where the kernel tells */
+	u64 call;   /* where the function's return is traced: the stack pointer at its entry, else 0 */
+	void *drop; /* the probe's context where this end is a drop, else 0 */
+};
+
+/* The state of the TCP socket that a packet belongs to. What stands for a connection that is being made or
+ * that is gone (TCP_NEW_SYN_RECV, TCP_TIME_WAIT) begins like a socket, and has no more in common with it. */
+static __always_inline u16 tcp_state(u64 socket)
+{
+	u8 state = 0;
+	u16 protocol = 0;
+
+	if (!socket || bpf_probe_read_kernel(&state, sizeof(state), (void *)(socket + sock__skc_state)))
+		return 0;
+	if (state == 12 || state == 6)
+		return state;
+	bpf_probe_read_kernel(&protocol, sizeof(protocol), (void *)(socket + sock__sk_protocol));
+	return protocol == 6 || protocol == 262 ? state : 0; /* IPPROTO_TCP, IPPROTO_MPTCP */
+}
+
+/* How a packet came to be dropped. */
+static __always_inline void send_drop(struct state *state, const struct path *path,
+				      const struct sk_buff_copy *copy, const struct where *where, u64 now)
+{
+	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+	u64 socket = where->socket ? where->socket : read_pointer(copy->skb, sk_buff__sk);
+
+	if (!facts) {
+		COUNT(&state->facts_lost);
+		return;
+	}
+	__builtin_memset(facts, 0, sizeof(*facts));
+	facts->time = now;
+	facts->packet = path->packet;
+	facts->kind = FACTS_DROP;
+	facts->link = path->protocol == 6 ? tcp_state(socket) : 0;
+	bpf_get_stack(where->drop, facts->headers, sizeof(facts->headers), 0);
+	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
+}
+
+static __always_inline void send_event(struct state *state, struct path *path, u64 now, u64 skb,
+				       const struct where *where, u16 flags)
+{
+	u32 zero = 0;
+	u64 *next = sequence.lookup(&zero);
+	struct event *event;
+	u32 seq;
+
+	if (!next)
+		return;
+	seq = NEXT(next);
+	event = events.ringbuf_reserve(sizeof(*event));
+	if (!event) {
+		COUNT(&state->events_lost);
+		return;
+	}
+	event->time = now;
+	event->skb = skb;
+	event->location = where->location;
+	event->packet = path->packet;
+	event->seq = seq;
+	event->netns = path->netns;
+	event->ifindex = path->ifindex;
+	event->len = path->len;
+	event->mark = path->mark;
+	event->reason = where->reason;
+	event->pid = path->pid;
+	event->func = where->func;
+	event->cpu = bpf_get_smp_processor_id();
+	event->snapshot = path->snapshot;
+	event->flags = flags;
+	events.ringbuf_submit(event, NO_WAKEUP);
+}
