@@ -13,7 +13,7 @@ struct header {
  * change at every router. 0 where there is no IP header to be seen. */
 static __always_inline u64 flow_of(const struct sk_buff_copy *copy, struct header *seen)
 {
-	u64 w[5] = {};
+	u64 w[6] = {}; /* with the ports, where they follow at once */
 	u16 network = MEMBER(copy, u16, sk_buff__network_header);
 	u64 at = MEMBER(copy, u64, sk_buff__head) + network;
 	u64 hash;
@@ -46,8 +46,14 @@ static __always_inline u64 flow_of(const struct sk_buff_copy *copy, struct heade
 		return 0;
 	}
 	seen->addresses = hash;
-	if (protocol == 6 || protocol == 17 || protocol == 132 || protocol == 33 || protocol == 136)
-		bpf_probe_read_kernel(&ports, sizeof(ports), (void *)(at + transport));
+	if (protocol == 6 || protocol == 17 || protocol == 132 || protocol == 33 || protocol == 136) {
+		if (transport == 20)
+			ports = *(u32 *)(header + 20);
+		else if (transport == 40)
+			ports = *(u32 *)(header + 40);
+		else
+			bpf_probe_read_kernel(&ports, sizeof(ports), (void *)(at + transport));
+	}
 	hash = (hash ^ ports) * 0x9E3779B97F4A7C15ull ^ protocol;
 	return hash ? hash : 1;
 }

@@ -3,6 +3,7 @@
  * Ends that nobody reports: what the allocator takes back, and what was read (see identity.h).
  */
 
+#if defined(FUNC_kfree) || defined(FUNC_kmem_cache_free)
 /* The allocator frees something: perhaps the buffer of a packet that is followed, perhaps an sk_buff that had
  * lost its buffer before. Two sk_buffs that were allocated as a pair (fclone) are freed as one. */
 static __always_inline int freed(void *ctx, u64 address, struct where where)
@@ -26,7 +27,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 		find_freer(ctx, &freer);
 		skb = copy.skb;
 		forget_head(skb);
-		if (freer.expanding && !copy.ignored && !moved.update(&skb, &copy)) {
+		if (freer.expanding && !is_ignored(&copy) && !moved.update(&skb, &copy)) {
 			COUNT(&state->moved);
 			return 0;
 		}
@@ -46,7 +47,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 		__sync_fetch_and_add(&state->moved, -1);
 	}
 	__sync_fetch_and_add(&state->tagged, -1);
-	if (copy.ignored)
+	if (is_ignored(&copy))
 		return 0;
 	where.location = freer.location;
 	place.netns = copy.netns;
@@ -54,11 +55,12 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 		send_event(state, &copy, bpf_ktime_get_ns(), skb, &where, EVENT_END | EVENT_LAST);
 	return 0;
 }
+#endif
 
-/* Whether a packet that was seen last on its way to a socket has left the socket's queue again: somebody read
- * it. Kernels since 5.18 may keep what was read for a while before they free it (skb_attempt_defer_free), and
- * say nothing of either. An sk_buff that's in no list points to no neighbour. Run by the tracer, for a buffer
- * it found in skb_map. */
+/* Whether a packet that was seen last on its way to a socket has left the socket's queue again: somebody read it. Kernels
+ * since 5.18 may keep what was read for a while before they free it (skb_attempt_defer_free), and say nothing of
+ * either. An sk_buff that's in no list points to no neighbour, and one that has let go of the buffer is another's by
+ * now. Run by the tracer, for a buffer it found in skb_map. */
 static __always_inline int was_read(u64 head)
 {
 	u32 zero = 0;
@@ -70,7 +72,7 @@ static __always_inline int was_read(u64 head)
 	if (!state || !path)
 		return 0;
 	skb = path->skb;
-	if (read_pointer(skb, sk_buff__head) != head || read_pointer(skb, sk_buff__prev))
+	if (read_pointer(skb, sk_buff__head) == head && read_pointer(skb, sk_buff__prev))
 		return 0;
 	bpf_probe_read_kernel(&head_frag, sizeof(head_frag), (void *)(skb + sk_buff__head_frag));
 	if (!skb_map.lookup(&head))

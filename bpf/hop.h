@@ -28,9 +28,10 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 			return 0;
 	}
 #if SAMPLE > 1
-	path.ignored = NEXT(&state->matched) % SAMPLE != 0;
+	if (NEXT(&state->matched) % SAMPLE == 0) {
+#else
+	{
 #endif
-	if (!path.ignored) {
 #ifdef PACKETS_LIMIT
 		if (state->packets >= PACKETS_LIMIT)
 			return 0;
@@ -41,7 +42,7 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 	error = skb_map.insert(&head, &path);
 	if (!error) {
 		COUNT(&state->tagged);
-		if (path.ignored)
+		if (is_ignored(&path))
 			COUNT(&state->sampled_out);
 	} else if (error != -17) { /* EEXIST */
 		COUNT(&state->untracked);
@@ -73,7 +74,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct packet packet;
 	struct place place;
 	struct path *path;
-	u64 now, head, task, flow = 0;
+	u64 now, head, task, dev, flow = 0;
 	u64 *former = 0;
 	u32 pid, translated, entry, asked, mark = 0;
 	u16 flags = 0;
@@ -94,11 +95,11 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (!head)
 		return 0;
 	path = state->tagged ? path_of(state, skb, head) : 0;
-	if (path && path->ignored)
+	if (path && is_ignored(path))
 		goto end;
 	if (!path && state->tagged && !(where.kind & KIND_BIRTH))
 		former = former_head(skb);
-	if (!path && !former && !entry)
+	if (!path && !former && (!entry || (where.kind & KIND_AGAIN && was_refused(head, where.rank))))
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (sk_buff_read(&copy, skb))
@@ -108,21 +109,39 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path_remove(state, head);
 		path = 0;
 	}
+	if (path && is_reused(path, &copy, where.rank, now)) {
+		send_unseen(state, path, now);
+		path_remove(state, head);
+		path = 0;
+	}
+	if (path && where.kind & KIND_RELEASE && !is_last(&copy))
+		return 0;
 	if (!path && former) {
 		flow = flow_of(&copy, &header);
 		path = carry_on(state, *former, skb, head, flow, where.kind, now);
 	}
 	/* Most packets are nobody's: the filter is asked before anything else is looked at. */
 	asked = !path;
-	if (asked &&
-	    (!entry || packet_from_skb(&packet, &copy, tc) || (mark != MARK_TAKEN && !filter_match(&packet))))
-		return 0;
+	if (asked) {
+		if (!entry)
+			return 0;
+		if (packet_from_skb(&packet, &copy, tc) || (mark != MARK_TAKEN && !filter_match(&packet))) {
+			note_refusal(head, where.rank);
+			return 0;
+		}
+	}
 	if (!header.addresses)
 		flow = flow_of(&copy, &header);
-	place_of(&place, &copy);
+	if (path && path->dev && path->dev == copy.dev) {
+		dev = path->dev;
+		place.netns = path->netns;
+		place.ifindex = path->ifindex;
+	} else {
+		dev = place_of(&place, &copy);
+	}
 	if (asked) {
 		path = enter(state, &copy, &place, now, mark == MARK_TAKEN);
-		if (!path || path->ignored)
+		if (!path || is_ignored(path))
 			return 0;
 		path->flow = flow;
 		path->skb = 0;
@@ -159,6 +178,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	path->seen = now;
 	path->func = where.func;
 	path->kind = where.kind;
+	path->dev = dev;
 	path->protocol = header.protocol;
 	path->netns = place.netns;
 	path->ifindex = place.ifindex;
@@ -192,10 +212,15 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 			opened = open_call(state, path, skb, &where);
 #endif
 	}
-	if (where.kind & KIND_EXPAND && flags & EVENT_CLONE && !moved.update(&skb, path)) {
+	if (where.kind & KIND_EXPAND && !moved.update(&skb, path)) {
 		COUNT(&state->moved);
 		COUNT(&state->tagged);
+		/* Nobody else holds the first buffer, so that it is freed there, without a word. */
+		if (is_last(&copy))
+			path_remove(state, head);
 	}
+	if (where.kind & KIND_END)
+		forget_moved(state, skb);
 	if (flags & EVENT_LAST)
 		path_remove(state, head);
 	return opened;

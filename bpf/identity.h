@@ -22,6 +22,14 @@
  *   as well. There, what a driver hands up and what was not between two devices just before is another packet
  *   in the same place.
  *
+ *   Where functions can be probed, skb_release_data() is, through which all of these go; the allocator serves the whole
+ *   machine, and all of it would pay.
+ *
+ * And none of these is certain: the kernel skips a program that is interrupted by itself. So an sk_buff that no other
+ * shares its buffer with (`cloned`), and that is not the one that the buffer's packet was seen with last, is a new
+ * packet in the same place. The end of the one before is counted as unseen, and where it was last seen on its way to a
+ * socket, it was read. (is_reused)
+ *
  * A packet may outlive its buffer: pskb_expand_head() copies the data to another one and lets go of the
  * first, which may stay with a clone (what TCP keeps to send again); then both carry the number on. Where
  * that function can be probed, the entry is copied to `moved`, under the sk_buff's address, until the sk_buff
@@ -43,9 +51,10 @@ struct path {
 	u64 skb;
 	u64 seen;    /* when, last */
 	u64 socket;  /* that it was given to, where the kernel does not tell that of a drop; else 0 */
+	u64 dev;     /* that `netns` and `ifindex` were read from, else 0 */
 	u32 parent;  /* number of the packet it was copied or cut from, else 0 */
 	u32 entered; /* where it was met first */
-	u32 packet;
+	u32 packet;  /* its number; 0: is_ignored() */
 	u32 pid;
 	u32 netns;
 	u32 ifindex;
@@ -53,11 +62,16 @@ struct path {
 	u32 mark;
 	u16 snapshot;
 	u16 func; /* where it was seen last */
+	u16 kind; /* of the probe that saw it last */
 	u8 link;
 	u8 protocol; /* of IP */
-	u8 kind;     /* of the probe that saw it last */
-	u8 ignored;  /* sampled out: remembered only so that it is not asked about again */
 };
+
+/* Sampled out: remembered only so that it is not asked about again. */
+static __always_inline int is_ignored(const struct path *path)
+{
+	return !path->packet;
+}
 
 BPF_HASH(skb_map, u64, struct path, SKB_MAP_ENTRIES);
 BPF_HASH(moved, u64, struct path, MOVED_ENTRIES);
@@ -80,17 +94,13 @@ static __always_inline struct path *path_of(struct state *state, u64 skb, u64 he
 	return skb_map.lookup(&head);
 }
 
-/* An sk_buff that waits for a new buffer in vain: 1 where it did. Run by the tracer (moves.py). */
-static __always_inline int move_failed(u64 skb)
+/* An sk_buff that ends waits for no other buffer: pskb_expand_head() may have failed to give it one. */
+static __always_inline void forget_moved(struct state *state, u64 skb)
 {
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
-
-	if (!state || moved.delete(&skb))
-		return 0;
+	if (!state->moved || moved.delete(&skb))
+		return;
 	__sync_fetch_and_add(&state->moved, -1);
 	__sync_fetch_and_add(&state->tagged, -1);
-	return 1;
 }
 
 /* The number of a new packet, given once. Where the counter's old value cannot be had, a number that another
@@ -160,7 +170,7 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 {
 	struct path *path = skb_map.lookup(&former);
 
-	if (!path || path->skb != skb || path->ignored || now - path->seen > FRESH)
+	if (!path || path->skb != skb || is_ignored(path) || now - path->seen > FRESH)
 		return 0;
 	if (flow != path->flow && !(path->kind & KIND_HOOK))
 		return 0;
@@ -170,6 +180,28 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 		return 0;
 	COUNT(&state->tagged);
 	return skb_map.lookup(&head);
+}
+
+/* Whether a buffer that is followed is another packet's by now. An sk_buff that shares its buffer, or ever did, says
+ * so; else there is one only, and a packet that is tunnelled or sent on keeps it. Only where a sender's packets are
+ * new (the first ranks, asked.h) the same sk_buff and the same buffer may have come together again by chance. What was
+ * at a socket before does not come there, but with IPVS, whose packets have no sender; nor does what was received and
+ * comes there late, but from a device, which tunnels it. */
+#define RANK_NEW 2
+#define LATE	 1000000 /* ns */
+
+static __always_inline int is_reused(const struct path *path, const struct sk_buff_copy *copy, u32 rank,
+				     u64 now)
+{
+	if (BITS(copy, sk_buff__cloned) || !path->skb)
+		return 0;
+	if (path->skb != copy->skb)
+		return 1;
+	if (rank - 1 >= RANK_NEW)
+		return 0;
+	if (path->kind & KIND_SOCKET)
+		return read_pointer(copy->skb, sk_buff__sk) != 0;
+	return !(path->kind & (KIND_BIRTH | KIND_DEVICE)) && now - path->seen > LATE;
 }
 
 /* Who frees the buffer, from the stack: the first function beyond those of the allocator and of

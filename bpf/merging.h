@@ -59,7 +59,7 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	head = read_pointer(skb, sk_buff__head);
 	path = skb_map.lookup(&head);
-	if (!path || path->ignored || sk_buff_read(&copy, skb))
+	if (!path || is_ignored(path) || sk_buff_read(&copy, skb))
 		return 0;
 	/* A driver's new packet has no network header yet; this is where GRO will find it. */
 	MEMBER(&copy, u16, sk_buff__network_header) = MEMBER(&copy, u64, sk_buff__data) - head;

@@ -31,7 +31,8 @@ struct place {
 	u32 ifindex;
 };
 
-static __always_inline void place_of(struct place *place, const struct sk_buff_copy *copy)
+/* The device that it was read from, else 0. */
+static __always_inline u64 place_of(struct place *place, const struct sk_buff_copy *copy)
 {
 	u64 dev = copy->dev;
 	u64 net = read_pointer(dev, net_device__nd_net);
@@ -42,12 +43,13 @@ static __always_inline void place_of(struct place *place, const struct sk_buff_c
 	if (netns >= NETNS_LOWEST) {
 		place->netns = netns;
 		place->ifindex = read_u32(dev, net_device__ifindex);
-		return;
+		return dev;
 	}
 	net = read_pointer(read_pointer(copy->skb, sk_buff__sk), sock__skc_net);
 	netns = read_u32(net, net__ns_inum);
 	if (netns >= NETNS_LOWEST)
 		place->netns = netns;
+	return 0;
 }
 
 /* Keep to the namespaces and interfaces that were asked for. (bcc takes no map function inside a macro.) */

@@ -23,6 +23,18 @@ static __always_inline u64 cookie_of_load(void)
 	return cookie;
 }
 
+/* What a tracepoint's cookie holds. An argument that it has not is 15. */
+#define COOKIE_FUNC(cookie) ((u16)(cookie))
+#define COOKIE_KIND(cookie)                                                                                  \
+	((u16)((cookie) >> 16 & 0xff | (cookie) >> 33 & 0xf00)) /* above the first 8: bit 41 */
+#define COOKIE_SKB(cookie)	((u32)((cookie) >> 24 & 15))
+#define COOKIE_LOCATION(cookie) ((u32)((cookie) >> 28 & 15))
+#define COOKIE_REASON(cookie)	((u32)((cookie) >> 32 & 15))
+#define COOKIE_SOCKET(cookie)	((u32)((cookie) >> 36 & 15))
+#define COOKIE_DROP(cookie)	((cookie) >> 40 & 1)
+#define COOKIE_RANK(cookie)	((u32)((cookie) >> 45 & 15))
+#define NO_ARGUMENT		15
+
 /* A TC program lets the packet pass on to whoever is next (TCX_NEXT, TC_ACT_UNSPEC). The context of a TC
  * program is the packet's sk_buff itself. */
 #define TC_PASS -1
@@ -30,7 +42,11 @@ static __always_inline u64 cookie_of_load(void)
 #ifdef HAVE_TC
 int tc(struct __sk_buff *ctx)
 {
-	hop(ctx, (u64)ctx, WHERE(cookie_of_load(), KIND_ENTRY | KIND_DEVICE, 0, 0));
+	u64 cookie = cookie_of_load();
+	struct where where = WHERE(COOKIE_FUNC(cookie), KIND_ENTRY | KIND_DEVICE, 0, 0);
+
+	where.rank = COOKIE_RANK(cookie);
+	hop(ctx, (u64)ctx, where);
 	return TC_PASS;
 }
 #endif
@@ -47,22 +63,17 @@ int netfilter(u64 *ctx)
 		return 1;
 	if (NETFILTER_ENTRIES >> hook & 1)
 		kind |= KIND_ENTRY;
+	if (hook == 1) /* NF_INET_LOCAL_IN */
+		kind |= KIND_SOCKET;
 	if (hook == 3) /* NF_INET_LOCAL_OUT */
 		kind |= KIND_BIRTH;
-	hop(0, ctx[1], WHERE(FUNC_netfilter + hook, kind, 0, 0));
+	struct where where = WHERE(FUNC_netfilter + hook, kind, 0, 0);
+
+	where.rank = hook == 3 ? RANK_NEW : 0;
+	hop(0, ctx[1], where);
 	return 1; /* NF_ACCEPT */
 }
 #endif
-
-/* What a tracepoint's cookie holds. An argument that it has not is 15. */
-#define COOKIE_FUNC(cookie)	((u16)(cookie))
-#define COOKIE_KIND(cookie)	((u16)((cookie) >> 16 & 0xff | (cookie) >> 33 & 0x100)) /* KIND_COPY: bit 41 */
-#define COOKIE_SKB(cookie)	((u32)((cookie) >> 24 & 15))
-#define COOKIE_LOCATION(cookie) ((u32)((cookie) >> 28 & 15))
-#define COOKIE_REASON(cookie)	((u32)((cookie) >> 32 & 15))
-#define COOKIE_SOCKET(cookie)	((u32)((cookie) >> 36 & 15))
-#define COOKIE_DROP(cookie)	((cookie) >> 40 & 1)
-#define NO_ARGUMENT		15
 
 static __always_inline u64 argument(void *ctx, u32 number)
 {
@@ -97,8 +108,7 @@ static __always_inline int is_drop_reason(u32 reason)
 	return 1;
 }
 
-#ifdef CONSUMED_UNTOLD
-/* Before 6.3 consume_skb does not tell who called it; the stack does. */
+/* Before 6.3 consume_skb does not tell who called it, and skb_release_data() never does; the stack does. */
 static __always_inline u64 consumer(void *ctx, u64 skb)
 {
 	u64 head = read_pointer(skb, sk_buff__head);
@@ -108,15 +118,26 @@ static __always_inline u64 consumer(void *ctx, u64 skb)
 		find_freer(ctx, &freer);
 	return freer.location;
 }
-#endif
+
+/* Nothing is followed, and this is no place where it begins. */
+static __always_inline int is_idle(u64 cookie)
+{
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
+
+	return !state || (!state->tagged && !(COOKIE_KIND(cookie) & KIND_ENTRY));
+}
 
 static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 {
+	if (is_idle(cookie))
+		return 0;
 	u16 kind = COOKIE_KIND(cookie);
 	u64 skb = kind & KIND_NEIGHBOUR ? queued_at_neighbour(ctx) : argument(ctx, COOKIE_SKB(cookie));
 	struct where where = WHERE(COOKIE_FUNC(cookie), kind, argument(ctx, COOKIE_LOCATION(cookie)),
 				   argument(ctx, COOKIE_REASON(cookie)));
 
+	where.rank = COOKIE_RANK(cookie);
 	if (COOKIE_DROP(cookie) && is_drop_reason(where.reason)) {
 		where.socket = argument(ctx, COOKIE_SOCKET(cookie));
 		where.drop = ctx;
@@ -198,6 +219,9 @@ static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 	if (COOKIE_SOCKET(cookie) == 0)
 		where.socket = ctx[REGISTER_0 / 8];
 #endif
+	where.rank = COOKIE_RANK(cookie);
+	if (where.kind & KIND_RELEASE)
+		where.location = consumer(ctx, skb);
 #ifdef HAVE_RETURNS
 	where.call = where.location = ctx[REGISTER_SP / 8];
 #endif
@@ -206,16 +230,30 @@ static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 
 int kprobe(u64 *ctx)
 {
-	u64 cookie = kprobe_cookie(ctx);
 #ifdef HAVE_RETURNS
+	u64 cookie = kprobe_cookie(ctx);
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
 
 	if (state)
 		forget_call(state, ctx[REGISTER_SP / 8], COOKIE_FUNC(cookie));
+#else
+	u64 cookie = kprobe_cookie(ctx);
 #endif
 	if (cookie)
 		kprobe_hop(ctx, cookie);
+	return 0;
+}
+
+/* The same where no packet begins: most functions, which most of the time nobody's packets pass. */
+int kprobe_passing(u64 *ctx)
+{
+	if (is_idle(0))
+		return 0;
+	u64 cookie = kprobe_cookie(ctx);
+
+	if (cookie)
+		kprobe_hop(ctx, cookie & ~((u64)KIND_ENTRY << 16));
 	return 0;
 }
 
@@ -268,9 +306,4 @@ int freed_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx)
 int is_read(struct bpf_raw_tracepoint_args *ctx)
 {
 	return was_read(ctx->args[0]);
-}
-
-int forget_move(struct bpf_raw_tracepoint_args *ctx)
-{
-	return move_failed(ctx->args[0]);
 }

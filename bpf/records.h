@@ -37,8 +37,8 @@ struct facts {
 	u32 packet; /* for FACTS_PROCESS: the pid */
 	u32 parent;
 	u32 len;
-	u16 snapshot;
-	u16 link; /* for FACTS_DROP: the state of the TCP socket */
+	u16 snapshot; /* for FACTS_UNSEEN: the protocol */
+	u16 link; /* for FACTS_DROP: the state of the TCP socket; for FACTS_UNSEEN: `func` of the last hop */
 	u16 vlan_tpid;
 	u16 vlan_tci;
 	u16 caplen;
@@ -49,6 +49,7 @@ struct facts {
 #define FACTS_SNAPSHOT 0
 #define FACTS_PROCESS  1
 #define FACTS_DROP     2
+#define FACTS_UNSEEN   3 /* a packet's end was not seen */
 
 #define STACK_DEPTH 16
 
@@ -62,6 +63,10 @@ struct facts {
 #define KIND_HOOK      64  /* netfilter: addresses may be translated */
 #define KIND_BIRTH     128 /* a sender's packet is new here */
 #define KIND_COPY      256 /* the packet is copied */
+#define KIND_RELEASE                                                                                         \
+	512 /* the sk_buff lets go of its buffer, which ends the packet where nobody else holds it */
+#define KIND_SOCKET 2048 /* on the way to a socket, or read from it */
+#define KIND_AGAIN  1024 /* an entry that comes behind others (see asked.h) */
 
 /* Set by the tracer: armed when every probe is in, until then nothing is recorded; closing when the capture
  * ends, then nothing new is taken up, but what is followed may come to its end; calibrating while it measures
@@ -87,6 +92,7 @@ struct state {
 	u64 closed;    /* of these, those whose return was seen */
 	u64 forgotten; /* and those whose return cannot come any more */
 	u64 untracked; /* packets that found skb_map full */
+	u64 unseen;    /* packets whose end nobody saw: their buffer was in use again */
 	u64 events_lost;
 	u64 facts_lost;
 };

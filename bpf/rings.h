@@ -61,6 +61,7 @@ static __always_inline void send_process(struct state *state, u64 leader, u32 pi
 struct where {
 	u16 func;
 	u16 kind;
+	u32 rank; /* of an entry (asked.h) */
 	u32 reason;
 	u64 location;
 	u64 socket; /* that gave the packet up, where the kernel tells */
@@ -81,6 +82,26 @@ static __always_inline u16 tcp_state(u64 socket)
 		return state;
 	bpf_probe_read_kernel(&protocol, sizeof(protocol), (void *)(socket + sock__sk_protocol));
 	return protocol == 6 || protocol == 262 ? state : 0; /* IPPROTO_TCP, IPPROTO_MPTCP */
+}
+
+/* A packet whose end nobody saw, and where it was seen last. */
+static __always_inline void send_unseen(struct state *state, const struct path *path, u64 now)
+{
+	struct facts *facts;
+
+	COUNT(&state->unseen);
+	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+	if (!facts) {
+		COUNT(&state->facts_lost);
+		return;
+	}
+	__builtin_memset(facts, 0, sizeof(*facts));
+	facts->time = now;
+	facts->packet = path->packet;
+	facts->link = path->func;
+	facts->snapshot = path->protocol;
+	facts->kind = FACTS_UNSEEN;
+	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
 }
 
 /* How a packet came to be dropped. */

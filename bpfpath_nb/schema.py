@@ -120,7 +120,7 @@ FACTS_DTYPE: Final = np.dtype(
 )
 assert FACTS_DTYPE.itemsize == 160
 
-FACTS_KINDS: Final = {"snapshot": 0, "process": 1, "drop": 2}
+FACTS_KINDS: Final = {"snapshot": 0, "process": 1, "drop": 2, "unseen": 3}
 
 LINKS: Final = {"ethernet": 1, "ip": 101}
 
@@ -217,6 +217,7 @@ COUNTERS: Final = {
     "probe_misses": "probe hits that the kernel skipped (recursion)",
     "returns_lost": "calls whose return was not seen, where returns are traced",
     "packets_sampled_out": "packets that matched and were not followed, as `sample` asks",
+    "ends_unseen": "packets whose end was not seen, though their buffer was in use again",
     "packets": "packets that got a number",
     "events": "events written",
 }
@@ -391,6 +392,7 @@ QUALITY: Final = (
     Column("probe_misses", "int", "probe hits that the kernel skipped"),
     Column("returns_lost", "int", "calls whose return was not seen, where returns are traced"),
     Column("packets_sampled_out", "int", "packets that matched and were not followed, as `sample` asks"),
+    Column("ends_unseen", "int", "packets whose end was not seen, though their buffer was in use again"),
     Column("gaps", "int", "places where a CPU's count of events jumps"),
     Column("headers_missing", "int", "packets whose headers were not told"),
     Column("incomplete", "int", "packets that may lack a hop"),

@@ -67,6 +67,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     values |= {
         "packets_sampled_out": events.counters.get("packets_sampled_out", 0),
+        "ends_unseen": events.counters.get("ends_unseen", 0),
         "gaps": len(events.when_lost.begin),
         "headers_missing": int((events.fact_of[events.first] < 0).sum()),
         "incomplete": int((~packets["complete"]).sum()),

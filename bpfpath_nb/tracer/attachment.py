@@ -19,7 +19,6 @@ from bpfpath_nb.tracer import cost, probes, tc
 from bpfpath_nb.tracer.counters import Counters
 from bpfpath_nb.tracer.deliveries import Deliveries
 from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type
-from bpfpath_nb.tracer.moves import Moves
 from bpfpath_nb.tracer.netfilter import Hooks
 from bpfpath_nb.tracer.places import Change, Namespace, Places
 from bpfpath_nb.tracer.request import Request
@@ -61,8 +60,6 @@ class Attachment:
         What the kernel side counts; arms it too.
     deliveries
         Finds out which packets were read.
-    moves
-        Finds out which packets wait in vain for a new buffer.
     devices
         Rows of `schema.DEVICES` that were not told yet.
     refused
@@ -167,7 +164,6 @@ class Attachment:
         self._measure_cost()
         towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name in TOWARDS_SOCKETS]
         self.deliveries = Deliveries(self._program, towards_sockets)
-        self.moves = Moves(self._program, self.counters)
 
     def _check_returns(self, *, with_kprobes: bool) -> None:
         if not with_kprobes:
@@ -202,7 +198,7 @@ class Attachment:
         targets = []
         for probe in planned:
             if copies := self._copies(probe.target):
-                targets.append(Target(probe.target, copies, probe.cookie))
+                targets.append(Target(probe.target, copies, probe.cookie, self._is_passing(probe)))
             else:
                 self._refuse(probe.target, OSError("inlined by the compiler, or in a module that is not loaded"))
 
@@ -226,6 +222,9 @@ class Attachment:
             raise _NoKprobesError
         self.counted += self._kprobes.programs
 
+    def _is_passing(self, probe: probes.Probe) -> bool:
+        return not probe.entry and not self._request.returns
+
     def _copies(self, function: str) -> tuple[tuple[str, int], ...]:
         """Symbol and address of each copy of a function."""
         symbols = self.kernel.symbols
@@ -242,7 +241,8 @@ class Attachment:
             register = here.get(name, probes.LAST_REGISTER + 1)
             copies = self._copies(name)
             if copies and (register <= probes.LAST_REGISTER or register == probes.NO_ARGUMENT):
-                targets[probe] = Target(probe.target, copies, probes.in_register(probe.cookie, register))
+                cookie = probes.in_register(probe.cookie, register)
+                targets[probe] = Target(probe.target, copies, cookie, self._is_passing(probe))
         if not targets:
             return
         self._plan.awaited = [probe for probe in self._plan.awaited if probe not in targets]
@@ -289,9 +289,9 @@ class Attachment:
     def _attach_tc(self) -> None:
         self._tc: tc.Attacher | None = None
         if self._plan.of_kind("tc_ingress"):
-            funcs = {probe.probe: func for func, probe in enumerate(self._plan.probes)}
             self._tc_programs = {
-                name: self._program.load("tc", SCHED_CLS, cookie=funcs[name]) for name in tc.DIRECTIONS
+                name: self._program.load("tc", SCHED_CLS, cookie=self._plan.of_kind(name)[0].cookie)
+                for name in tc.DIRECTIONS
             }
             self._tc = tc.choose(self._tc_programs, self._places)
             self._undo.callback(self._tc.close)

@@ -22,6 +22,7 @@ STATE = (
     "closed",
     "forgotten",
     "untracked",
+    "unseen",
     "events_lost",
     "facts_lost",
 )
@@ -62,6 +63,7 @@ class Counters:
             "probe_misses": misses,
             "returns_lost": state["opened"] - state["closed"] if final else state["forgotten"],
             "packets_sampled_out": state["sampled_out"],
+            "ends_unseen": state["unseen"],
         }
 
     def reset(self) -> None:

@@ -5,6 +5,9 @@ the freeing to the CPU that allocated the buffer, which gets to it with its next
 seconds later, or not before the capture ends. So from time to time the packets that were last seen on their way
 to a socket are looked at: a buffer that is in no list any more has left the socket's queue. The look tells that
 it was read, not when, and so it makes no hop; the number of the packet goes into the side table `reads`.
+
+The same table tells of packets whose end nobody saw (identity.h): on the way to a socket, a packet that is not dropped,
+and of which no drop was reported, is read before its buffer is used again.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from bpfpath_nb.schema import FACTS_KINDS
 from bpfpath_nb.tracer.syscall import MAP_LOOKUP_BATCH, bpf_in_place, run_raw_tracepoint
 from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT, Program
 
@@ -31,10 +35,10 @@ LONGEST_LOOK = 16
 # struct path of bpf/identity.h
 PATH = np.dtype(
     [
-        *((name, "u8") for name in ("flow", "skb", "seen", "socket")),
+        *((name, "u8") for name in ("flow", "skb", "seen", "socket", "dev")),
         *((name, "u4") for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark")),
-        *((name, "u2") for name in ("snapshot", "func")),
-        *((name, "u1") for name in ("link", "protocol", "kind", "ignored")),
+        *((name, "u2") for name in ("snapshot", "func", "kind")),
+        *((name, "u1") for name in ("link", "protocol")),
     ]
 )
 
@@ -73,6 +77,13 @@ class Deliveries:
         ]
         self._known.update(found)
         return [(packet,) for packet in sorted(found)]
+
+    def unseen(self, facts: npt.NDArray[np.void]) -> list[tuple[int]]:
+        """Rows of `schema.READS` for those of the facts that tell of an end that nobody saw."""
+        chosen = facts[facts["kind"] == FACTS_KINDS["unseen"]]
+        read = np.isin(chosen["link"], self._functions) & (chosen["snapshot"] == UDP)
+        fresh = set(chosen["packet"][read].tolist()) - self._known
+        return [(packet,) for packet in sorted(fresh)]
 
     def _followed(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
         """What skb_map holds: buffers and paths."""

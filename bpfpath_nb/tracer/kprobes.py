@@ -1,7 +1,8 @@
 """Kernel functions, by kprobes: the upper rungs of the ladder.
 
-There is one program for all functions; each hit tells by a cookie which function it is and in which register the packet
-lies. Two ways lead there, the better one that the kernel takes is used:
+There is one program for all functions, and a lighter one for those where no packet's path begins; each hit tells by a
+cookie which function it is and in which register the packet lies. Two ways lead there, the better one that the kernel
+takes is used:
 
 - kprobe.multi: one BPF link for all functions, through ftrace (5.18, where CONFIG_FPROBE is on). A link is
 refused as a whole when one function in it cannot be traced, so a refused list is halved until the culprits are
@@ -46,8 +47,8 @@ HIGHEST = os.environ.get("BPFPATH_KPROBES", "")
 """``kprobe.multi`` or ``kprobe``: the highest rung to try; for comparing, and for tests."""
 BREAKPOINT, ENDBR = 1, 4
 
-ENTRY, RETURN, SESSION = "kprobe", "kprobe_return", "kprobe_session"
-"""The programs: for entries, for returns, for both."""
+ENTRY, PASSING, RETURN, SESSION = "kprobe", "kprobe_passing", "kprobe_return", "kprobe_session"
+"""The programs: for entries, for those of functions where no path begins, for returns, for entries and returns."""
 
 Load = Callable[[str, int | None], int]
 """Loads a program for an attach type (None: the ordinary one); its descriptor."""
@@ -60,6 +61,8 @@ class Target:
     name: str
     copies: tuple[tuple[str, int], ...]
     cookie: int
+    passing: bool = False
+    """No path begins here, and its return is not traced."""
 
 
 def perf_type() -> int | None:
@@ -152,7 +155,7 @@ class Kprobes:
 
     def close(self) -> None:
         """Detach."""
-        descriptors, self._descriptors = self._descriptors, []
+        descriptors, self._descriptors, self.programs = self._descriptors, [], []
         with _threads(len(descriptors)) as run:
             run(_close, descriptors)
 
@@ -168,21 +171,28 @@ class Kprobes:
         ]
         if not pairs:
             raise OSError("ftrace can trace none of the functions")
-        chosen = {name for _, _, name in pairs}
-        refused = {target.name: "ftrace cannot trace it" for target in targets if target.name not in chosen}
+        traced = {name for _, _, name in pairs}
+        refused = {target.name: "ftrace cannot trace it" for target in targets if target.name not in traced}
         if self._returns and HIGHEST != "kprobe.multi":
             try:
                 return refused | self._attach_session(pairs)
             except OSError:
                 self.close()
-        entry = self._load(ENTRY, KPROBE_MULTI)
+        passing = {target.cookie for target in targets if target.passing}
         # A kernel without kprobe.multi refuses any list; one that has it takes at least some part of this one.
-        refused |= self._link(entry, pairs)
-        self.kind, self.programs = "kprobe.multi", [entry]
+        self.kind = "kprobe.multi"
+        for name, chosen in (
+            (ENTRY, [pair for pair in pairs if pair[1] not in passing]),
+            (PASSING, [pair for pair in pairs if pair[1] in passing]),
+        ):
+            if chosen:
+                self.programs.append(self._load(name, KPROBE_MULTI))
+                refused |= self._link(self.programs[-1], chosen)
         if self._returns:
             program = self._load(RETURN, KPROBE_MULTI)
             self._link(program, [pair for pair in pairs if pair[2] not in refused], flags=KPROBE_MULTI_RETURN)
-            self.kind, self.programs = "kprobe.multi, kretprobe.multi", [entry, program]
+            self.kind = "kprobe.multi, kretprobe.multi"
+            self.programs.append(program)
         return refused
 
     def _attach_session(self, pairs: list[tuple[int, int, str]]) -> dict[str, str]:
@@ -229,7 +239,10 @@ class Kprobes:
         kind = perf_type()
         if kind is None:
             return dict.fromkeys((target.name for target in targets), "this kernel has no kprobes")
-        entry = self._load(ENTRY, None)
+        entries = {
+            passing: self._load(PASSING if passing else ENTRY, None)
+            for passing in {target.passing for target in targets}
+        }
         program = self._load(RETURN, None) if self._returns else None
         pairs = [(address, target) for target in targets for _, address in target.copies]
         if self._set_cookie is not None:
@@ -245,7 +258,7 @@ class Kprobes:
             try:
                 if program is not None:
                     self._open_single(opened, program, kind, address, target.cookie, returns=True)
-                self._open_single(opened, entry, kind, address, target.cookie)
+                self._open_single(opened, entries[target.passing], kind, address, target.cookie)
             except OSError as error:
                 refused[target.name] = str(error)
                 for descriptor in reversed(opened):
@@ -259,9 +272,10 @@ class Kprobes:
         self.seconds += time.monotonic() - started
         self._descriptors += attached
         if attached:
-            self.kind, self.programs = "kprobe", [entry]
+            self.kind, self.programs = "kprobe", list(entries.values())
             if program is not None:
-                self.kind, self.programs = "kprobe, kretprobe", [entry, program]
+                self.kind = "kprobe, kretprobe"
+                self.programs.append(program)
         return refused
 
     def _open_single(

@@ -42,6 +42,8 @@ COPIES = ("skb_copy", "__pskb_copy_fclone", "skb_copy_expand")
 """Functions that make another packet of one; identity.h wants to know of them."""
 EXPANDS = "pskb_expand_head"
 """The function that gives a packet another buffer: identity.h wants to know of it."""
+RELEASES = "skb_release_data"
+"""The function that frees a packet's buffer, but for the one above. Where both are probed, the allocator is not."""
 DEFERS = "skb_attempt_defer_free"
 """The function that a socket's reader gives what it has read; the kernel may take a long time to free it then."""
 LAST_REGISTER = 4
@@ -59,6 +61,29 @@ SKBUFF_LARGEST = 1 << 20
 
 # bpf/records.h and bpf/probes.h
 ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, BIRTH, COPY = 1, 2, 4, 8, 16, 32, 128, 256
+RELEASE, AGAIN, AT_SOCKET = 512, 1024, 2048
+RANKS = {
+    name: rank
+    for rank, names in enumerate(
+        (
+            ("ip_send_skb", "ip6_send_skb"),
+            ("__ip_local_out", "__ip6_local_out", "nf_output"),
+            ("ip_output", "ip_mc_output", "ip6_output", "arp_xmit"),
+            ("__dev_queue_xmit", "net_dev_queue"),
+            ("tc_egress",),
+            ("net_dev_start_xmit",),
+            ("netif_rx_internal", "netif_rx_entry", "netif_rx_ni_entry"),
+            ("netif_rx",),
+            ("netif_receive_skb",),
+            ("tc_ingress",),
+        ),
+        1,
+    )
+    for name in names
+}
+"""Entries in the order in which one packet passes them (bpf/asked.h)."""
+ASKING = ("tc_egress", "tc_ingress")
+"""Those of them that always ask the filter."""
 AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
 """Layers in which a packet is at a device, or on its way from one to another."""
 NO_ARGUMENT = 15
@@ -79,6 +104,11 @@ class Probe:
     role: str = ""
     final: bool = False
     cookie: int = 0
+
+    @property
+    def entry(self) -> bool:
+        """Whether the filter runs there."""
+        return bool(self.cookie & ENTRY << 16)
 
     def record(self) -> dict[str, str | bool]:
         """For the start record."""
@@ -136,12 +166,15 @@ def plan(request: Request, kernel: Kernel, *, with_kprobes: bool) -> Plan:
     made = Plan()
     if request.functions != "drops":  # who wants drops only, wants little cost: no program on any interface
         for name in DIRECTIONS:
-            made.probes.append(Probe(name, "tc", name, name))
+            made.probes.append(
+                Probe(name, "tc", name, name, cookie=len(made.probes) | ENTRY << 16 | _upper(name, ENTRY))
+            )
     if with_kprobes and request.functions != "drops":
         _plan_functions(made, request, kernel)
     else:
         _plan_tracepoints(made, request, kernel)
-    for name in FREES:
+    released = {RELEASES, EXPANDS} <= {probe.target for probe in made.of_kind("kprobe")}
+    for name in () if released else FREES:
         made.macros[f"FUNC_{name}"] = len(made.probes)
         made.probes.append(Probe(FREED, "skb", "tracepoint", name, "consume"))
     if request.functions != "drops" and HANDED_OVER in kernel.tracepoints:
@@ -171,7 +204,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         chosen = select(wish, in_register, catalogue, symbols=frozenset(kernel.symbols.names()), files=False)
     ends = {name for name in ENDS for name in tracepoints[name].functions}
     for name, register in chosen.probes.items():
-        if name in ends or name == EXPANDS or name in COPIES:
+        if name in ends or name in (EXPANDS, RELEASES) or name in COPIES:
             continue  # the tracepoint shows the same, and the reason; the other comes below
         described = catalogue.find(name)
         kind = _kind(request, catalogue.layer_of(name), described.entry if described else "")
@@ -183,6 +216,9 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
     if EXPANDS in in_register:
         made.probes.append(_function(EXPANDS, len(made.probes), EXPAND, in_register[EXPANDS], kernel, False))
         made.macros["EXPAND_PROBED"] = 1
+        if RELEASES in in_register and skbuff_macros(kernel):
+            kind = END | RELEASE
+            made.probes.append(_function(RELEASES, len(made.probes), kind, in_register[RELEASES], kernel, False))
     for name in COPIES:
         if name in in_register:
             made.probes.append(_function(name, len(made.probes), COPY, in_register[name], kernel, False))
@@ -205,9 +241,19 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
 def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, final: bool) -> Probe:
     described = kernel.catalogue.find(name)
     socket = SOCKET if described is not None and described.socket and register == SOCKET + 1 else NO_ARGUMENT
-    cookie = func | (kind & 0xFF) << 16 | register << 24 | socket << 36 | (kind >> 8) << 41
+    cookie = func | (kind & 0xFF) << 16 | register << 24 | socket << 36 | _upper(name, kind)
+    if name == RELEASES:
+        return Probe(FREED, "skb", "kprobe", name, "consume", final, cookie)
     role = "deliver" if name == DEFERS else ""
     return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, role, final, cookie)
+
+
+def _upper(name: str, kind: int) -> int:
+    """The part of a cookie that does not depend on where the packet's pointer is found."""
+    rank = RANKS.get(name, 0)
+    if rank and kind & ENTRY and name not in ASKING:
+        kind |= AGAIN
+    return (kind >> 8) << 41 | rank << 45
 
 
 def in_register(cookie: int, register: int) -> int:
@@ -274,7 +320,7 @@ def reason_macros(kernel: Kernel) -> dict[str, int]:
 
 def _kind(request: Request, layer: str, entry: str) -> int:
     kind = ENTRY if _is_entry(request, entry) else 0
-    kind |= DEVICE if layer in AT_DEVICES else 0
+    kind |= DEVICE if layer in AT_DEVICES else AT_SOCKET if layer == "socket" else 0
     kind |= BIRTH if entry == "send" and layer == "ip" else 0  # what is cut into fragments or segments, is cut below
     return kind | (RECEIVE if entry == "receive" and layer == "driver" else 0)
 
@@ -310,7 +356,8 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
             drop = role == "drop"
     elif request.match == "every":
         kind |= ENTRY
-    cookie = func | kind << 16 | position << 24 | location << 28 | reason << 32 | socket << 36 | drop << 40
+    cookie = func | (kind & 0xFF) << 16 | position << 24 | location << 28 | reason << 32 | socket << 36 | drop << 40
+    cookie |= _upper(name, kind)
     layer = kernel.catalogue.layer_of(name)
     return Probe(name, layer, "tracepoint", name, role, final, cookie)
 

@@ -181,6 +181,9 @@ class _Run:
         ends = events["flags"] & (EVENT_FLAGS["end"] | EVENT_FLAGS["merged"]) == EVENT_FLAGS["end"]
         addresses = np.concatenate([events["location"][ends], _frames(facts).reshape(-1)])
         side: dict[str, Any] = {"locations": self._resolve(addresses)}
+        if reads := self._attachment.deliveries.unseen(facts):
+            side["reads"] = reads
+        facts = facts[facts["kind"] != FACTS_KINDS["unseen"]]
         if len(facts):
             side["facts"] = _bounded(self._without_probes(facts))
         self._writer.write(events, side)
@@ -189,7 +192,6 @@ class _Run:
     def _tell(self, *, final: bool = False) -> None:
         """Send the counters, and the names of places that were not told yet."""
         attachment = self._attachment
-        attachment.moves.look()
         devices, attachment.devices = attachment.devices, []
         counters = attachment.counters.read(attachment.counted, final=final)
         counters["events_over"] = self._over

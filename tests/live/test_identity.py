@@ -14,15 +14,9 @@ import pandas as pd
 import pytest
 
 from bpfpath_nb import Capture
-from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.lab import Lab
 from bpfpath_nb.lab.scene import Scene
 from bpfpath_nb.schema import EVENT_FLAGS
-from bpfpath_nb.tracer.counters import DISARMED, Counters
-from bpfpath_nb.tracer.moves import Moves
-from bpfpath_nb.tracer.request import Request
-from bpfpath_nb.tracer.toolchain import Program
-from bpfpath_nb.tracer.unit import unit
 
 SIOCETHTOOL, ETHTOOL_STSO = 0x8946, 0x1F
 UDP_SEGMENT = 103  # linux/udp.h
@@ -310,36 +304,6 @@ def test_what_nobody_reads_is_unfinished(scene: Scene) -> None:
     assert waiting["complete"].tolist() == [True]
     assert cap.packets["verdict"].tolist() == ["delivered"]
     assert cap.packets.index.tolist() == waiting.index.tolist()
-
-
-@pytest.fixture
-def followed() -> Iterator[tuple[Program, Counters]]:
-    """The programs of a capture, attached to nothing."""
-    text, _ = unit(Request(filter="udp"), Kernel.running())
-    program = Program(text)
-    try:
-        counters = Counters(program)
-        counters.arm(DISARMED)
-        yield program, counters
-    finally:
-        program.close()
-
-
-def test_what_waits_in_vain_for_a_new_buffer_is_let_go_of(followed: tuple[Program, Counters]) -> None:
-    """No kernel here lets pskb_expand_head() fail on purpose, so its packet is put where it would stay."""
-    program, counters = followed
-    moved, states = program.map("moved"), program.map("state_map")
-    moves = Moves(program, counters)
-    assert moves.look() == 0
-    moved[moved.Key(0xFFFF888012345678)] = moved.Leaf()
-    state = states[0]
-    state.moved = state.tagged = 1
-    states[0] = state
-    assert moves.look() == 0, "it may have come just now"
-    assert moves.look() == 1
-    assert counters.state()["moved"] == counters.state()["tagged"] == 0
-    assert len(moved) == 0
-    assert moves.look() == 0
 
 
 def _ethtool(asking: socket.socket, dev: str, command: int, value: int) -> None:

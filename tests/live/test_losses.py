@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
+import threading
 import time
 
 import numpy as np
+import pytest
 
-from bpfpath_nb import Capture
+from bpfpath_nb import Capture, Recording
+from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.lab import Lab
 from bpfpath_nb.lab.scene import Scene
 from bpfpath_nb.schema import EVENT_FLAGS
+from bpfpath_nb.tracer import attachment, session
+from bpfpath_nb.tracer.probes import FREES
+from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.unit import TRACKED_PACKETS
 
 BLAST = """
@@ -70,6 +78,44 @@ def test_buffers_are_reused_and_packets_stay_apart(lab: Lab) -> None:
     assert (packets["namespaces"] == " > ".join(lab.names.values())).all()
     buffers = cap.df["skb"].groupby(level="packet").first()
     assert buffers.nunique() < count / 10, "addresses were in fact reused"
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator's tracepoints tell nothing, as where the kernel skips the programs on them."""
+    attach = attachment.raw_tracepoint_open
+
+    def attach_to_others(name: str, program: int) -> int:
+        return os.open(os.devnull, os.O_RDONLY) if name in FREES else attach(name, program)
+
+    monkeypatch.setattr(attachment, "raw_tracepoint_open", attach_to_others)
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_buffer_that_is_in_use_again_is_another_packet(lab: Lab) -> None:
+    count = 4_000
+    traffic = threading.Thread(target=blast, args=(lab, 7106, count))
+
+    def listen(seconds: float) -> str:
+        """Called when the probes are armed, again and again."""
+        if traffic.ident is None:
+            traffic.start()
+        traffic.join(seconds)
+        return "" if traffic.is_alive() else "stopped"
+
+    stream = io.BytesIO()
+    session.capture(Request(filter="udp port 7106", events_ring=1 << 25), Kernel.running(), stream, listen)
+    stream.seek(0)
+    recording = Recording.from_stream(stream)
+
+    packets, events = recording.packets, recording.events
+    assert len(packets) == count
+    entries = events.hops["flags"] & EVENT_FLAGS["entry"] != 0
+    assert entries[events.first].all()
+    assert entries.sum() == count
+    assert recording.quality["ends_unseen"] > 0
+    assert (packets["verdict"] == "delivered").all(), "what was on its way to a socket was read"
+    assert packets["complete"].all(), "nobody saw the end, and no hop is missing"
 
 
 def test_a_full_ring_loses_and_every_loss_is_counted(lab: Lab) -> None:

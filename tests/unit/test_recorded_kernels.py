@@ -77,6 +77,34 @@ def test_packets_are_born_above_the_place_where_they_are_cut(kernels: dict[str, 
     assert not born & {"ip_finish_output2", "__dev_queue_xmit", "dev_hard_start_xmit", "ip_rcv"}
 
 
+@pytest.mark.parametrize("release", STOCK)
+def test_ends_are_seen_in_the_function_that_frees_and_not_at_the_allocator(
+    kernels: dict[str, Kernel], release: str
+) -> None:
+    request = Request.of({"filter": "udp"})
+    plan = probes.plan(request, kernels[release], with_kprobes=True)
+    targets = {probe.target: probe.name for probe in plan.probes}
+    assert targets[probes.RELEASES] == probes.FREED
+    assert not targets.keys() & set(probes.FREES)
+
+    without = probes.plan(request, kernels[release], with_kprobes=False)
+    assert {probe.target for probe in without.probes} >= set(probes.FREES)
+
+
+@pytest.mark.parametrize("release", STOCK)
+def test_the_filter_is_asked_in_the_order_in_which_a_packet_passes(kernels: dict[str, Kernel], release: str) -> None:
+    """What one entry refused is refused at those behind it; the first ones, TC and the drivers' ask for themselves."""
+    plan = probes.plan(Request.of({"filter": "udp"}), kernels[release], with_kprobes=True)
+    entries = {probe.name: probe.cookie >> 45 & 15 for probe in plan.probes if probe.entry}
+    again = {probe.name for probe in plan.probes if probe.entry and probe.cookie >> 33 & probes.AGAIN}
+    assert entries["__ip_local_out"] < entries["ip_output"] < entries["__dev_queue_xmit"] < entries["tc_egress"]
+    assert entries["tc_egress"] < entries["netif_rx_internal"] < entries["tc_ingress"]
+    assert {"__ip_local_out", "ip_output", "__dev_queue_xmit", "netif_rx_internal"} <= again
+    assert not again & {"tc_egress", "tc_ingress", "kfree_skb", "napi_gro_receive"}
+    assert max(entries.values()) < 16
+    assert "__netif_receive_skb_one_core" not in entries, "TC and the drivers' functions come before"
+
+
 @pytest.mark.parametrize("release", ["6.1", "6.12", "7.2"])
 def test_what_a_reader_gives_away_to_be_freed_is_delivered(kernels: dict[str, Kernel], release: str) -> None:
     plan = probes.plan(Request.of({"filter": "udp", "functions": "all"}), kernels[release], with_kprobes=True)
