@@ -3,19 +3,31 @@
  * What is written to the rings: the hops of packets, and what is told once of a packet, a process or a drop.
  */
 
-/* The first bytes of the packet. Always 128 are read: behind a packet's data lies skb_shared_info, in the
- * same allocation. `caplen` says how many are the packet's; the tracer passes on no more. */
-static __always_inline void send_snapshot(struct state *state, const struct packet *packet,
-					  const struct path *path, u64 now)
+/* Room for what is told once, empty but for its heading; 0 where the ring is full. */
+static __always_inline struct facts *new_facts(struct state *state, u16 kind, u32 packet, u64 now)
 {
 	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
 
 	if (!facts) {
 		COUNT(&state->facts_lost);
-		return;
+		return 0;
 	}
+	__builtin_memset(facts, 0, sizeof(*facts));
 	facts->time = now;
-	facts->packet = path->packet;
+	facts->packet = packet;
+	facts->kind = kind;
+	return facts;
+}
+
+/* The first bytes of the packet. Always 128 are read: behind a packet's data lies skb_shared_info, in the
+ * same allocation. `caplen` says how many are the packet's; the tracer passes on no more. */
+static __always_inline void send_snapshot(struct state *state, const struct packet *packet,
+					  const struct path *path, u64 now)
+{
+	struct facts *facts = new_facts(state, FACTS_SNAPSHOT, path->packet, now);
+
+	if (!facts)
+		return;
 	facts->parent = path->parent;
 	facts->len = packet->len;
 	facts->snapshot = path->snapshot;
@@ -23,7 +35,6 @@ static __always_inline void send_snapshot(struct state *state, const struct pack
 	facts->vlan_tpid = packet->vlan_tpid;
 	facts->vlan_tci = packet->vlan_tci;
 	facts->caplen = packet->caplen < 128 ? packet->caplen : 128;
-	facts->kind = FACTS_SNAPSHOT;
 	bpf_probe_read_kernel(facts->headers, sizeof(facts->headers), (void *)packet->start);
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
 }
@@ -44,16 +55,10 @@ static __always_inline void send_process(struct state *state, u64 leader, u32 pi
 	bpf_probe_read_kernel(&process, sizeof(process), (void *)(leader + task_struct__comm));
 	if (known && known->comm[0] == process.comm[0] && known->comm[1] == process.comm[1])
 		return;
-	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
-	if (!facts) {
-		COUNT(&state->facts_lost);
+	facts = new_facts(state, FACTS_PROCESS, pid, now);
+	if (!facts)
 		return;
-	}
 	processes.update(&pid, &process);
-	__builtin_memset(facts, 0, sizeof(*facts));
-	facts->time = now;
-	facts->packet = pid;
-	facts->kind = FACTS_PROCESS;
 	__builtin_memcpy(facts->headers, &process, sizeof(process));
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
 }
@@ -90,17 +95,11 @@ static __always_inline void send_unseen(struct state *state, const struct path *
 	struct facts *facts;
 
 	COUNT(&state->unseen);
-	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
-	if (!facts) {
-		COUNT(&state->facts_lost);
+	facts = new_facts(state, FACTS_UNSEEN, path->packet, now);
+	if (!facts)
 		return;
-	}
-	__builtin_memset(facts, 0, sizeof(*facts));
-	facts->time = now;
-	facts->packet = path->packet;
 	facts->link = path->func;
 	facts->snapshot = path->protocol;
-	facts->kind = FACTS_UNSEEN;
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
 }
 
@@ -108,17 +107,11 @@ static __always_inline void send_unseen(struct state *state, const struct path *
 static __always_inline void send_drop(struct state *state, const struct path *path,
 				      const struct sk_buff_copy *copy, const struct where *where, u64 now)
 {
-	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+	struct facts *facts = new_facts(state, FACTS_DROP, path->packet, now);
 	u64 socket = where->socket ? where->socket : read_pointer(copy->skb, sk_buff__sk);
 
-	if (!facts) {
-		COUNT(&state->facts_lost);
+	if (!facts)
 		return;
-	}
-	__builtin_memset(facts, 0, sizeof(*facts));
-	facts->time = now;
-	facts->packet = path->packet;
-	facts->kind = FACTS_DROP;
 	facts->link = path->protocol == 6 ? tcp_state(socket) : 0;
 	bpf_get_stack(where->drop, facts->headers, sizeof(facts->headers), 0);
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
