@@ -225,6 +225,9 @@ class Machine:
             words += ["-device", f"virtserialport,bus=bpfpath.0,name=bpfpath.{name},chardev=bpfpath-{name}"]
         if _virtualises():
             words += ["-accel", "kvm"]  # the first that works is taken
+        else:
+            # QEMU 7.2 emulates AVX2 wrongly: numpy's argsort then returns indices twice, and leaves others out.
+            words += ["-cpu", "max,avx2=off"]
         return [*words, "-accel", "tcg,thread=multi,tb-size=2048"]
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -191,6 +192,12 @@ def keep(recording: Recording) -> None:
 def to_port(recording: Recording, port: int) -> pd.DataFrame:
     packets = recording.packets
     return packets[(packets["dport"] == port) | (packets["sport"] == port)]
+
+
+def test_the_emulated_processor_sorts() -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 40, (300, 100))
+    order = values.argsort(axis=1)
+    assert (np.sort(order, axis=1) == np.arange(100)).all()
 
 
 def test_the_ladder(recording: Recording, record_property: Note) -> None:
