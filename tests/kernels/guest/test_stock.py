@@ -25,7 +25,8 @@ import pytest
 
 from bpfpath_nb import Capture, Recording, tracers
 from bpfpath_nb.kernel import LAYERS, Kernel, facts, fold
-from bpfpath_nb.lab import Lab
+from bpfpath_nb.lab import Lab, wire
+from bpfpath_nb.lab.scene import Scene
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.tracer.syscall import program_ids
 
@@ -62,7 +63,8 @@ s.bind(("127.0.0.1", 7200))
 print("up", flush=True)
 s.recv(99)
 """
-# A TCP echo for each family, and a UDP socket with room for few datagrams, which nobody reads.
+# A TCP echo for each family, a UDP socket with room for few datagrams, which nobody reads, and a TCP socket to which
+# nobody connects.
 SERVE = """
 import socket, sys
 def bound(family, kind, port):
@@ -74,6 +76,8 @@ def bound(family, kind, port):
     return s
 small = bound(socket.AF_INET, socket.SOCK_DGRAM, 7400)
 small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+lonely = bound(socket.AF_INET, socket.SOCK_STREAM, 8081)
+lonely.listen()
 echoes = [bound(family, socket.SOCK_STREAM, 8080) for family in (socket.AF_INET, socket.AF_INET6)]
 for s in echoes:
     s.listen()
@@ -159,7 +163,7 @@ def recording(lab: Lab) -> Recording:
     """One capture with the default functions that all of the traffic below went through."""
     addresses = [lab.address("server", family) for family in (4, 6)]
     ask = ["dig", "+short", "+time=3", "+tries=1", "www.example.test"]
-    ports = "udp port 53 or udp port 7300 or udp port 7400 or tcp port 8080"
+    ports = "udp port 53 or udp port 7300 or udp port 7400 or tcp port 8080 or tcp port 8081"
     with Capture(f"{ports} or icmp or icmp6[0] == 128 or icmp6[0] == 129", timeout=900) as cap:
         lab.run("client", [*ask, f"@{addresses[0]}"], timeout=300)
         with lab.drop("router", "udp dport 53"):
@@ -168,6 +172,9 @@ def recording(lab: Lab) -> Recording:
         server = served(lab, "server", SERVE)
         talked = lab.run("client", plain(TALK, *addresses), timeout=300)
         assert talked.returncode == 0, talked.stderr
+        with Scene(lab) as scene:
+            stray = wire.tcp(scene.client, scene.server, 4000, 8081, seq=1, ack=1, flags=wire.ACK)
+            scene.packet("client", wire.ipv4(scene.client, scene.server, 6, stray), scene.server)
         for address in addresses:
             lab.run("client", ["ping", "-c1", "-W5", address], timeout=300)
         settled(cap, 40)
@@ -294,6 +301,15 @@ def test_a_full_socket_buffer(recording: Recording) -> None:
     assert dropped["where"].str.contains("udp").all()
     if HAS_REASONS:
         assert set(dropped["reason"]) == {"SOCKET_RCVBUFF"}
+
+
+def test_a_drop_tells_the_state_of_its_socket(recording: Recording) -> None:
+    """Before 6.11 the kernel does not hand the socket to kfree_skb; the functions on the way there have it."""
+    (drop,) = to_port(recording, 8081).index[:1]
+    drop = recording.drops.set_index("packet").loc[drop]
+    assert (drop["func"], drop["tcp_state"], drop["tcp_flags"]) == ("tcp_v4_do_rcv", "LISTEN", "ACK")
+    closed = recording.drops[recording.drops["flow"].astype(str).str.startswith("udp")]
+    assert closed["tcp_state"].isna().all()
 
 
 @pytest.mark.only("6.1", "6.12", "sid")  # single kprobes, kprobe.multi, and the newest names
