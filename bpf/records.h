@@ -2,9 +2,9 @@
  *
  * What travels from the kernel to the tracer, and the maps it travels in.
  *
- * Two rings: `events` holds one small record per hop, `facts` what is told once per packet (its first bytes),
- * per process (its name) or per drop (the stack that led there). The layouts are those of EVENT_DTYPE and FACTS_DTYPE in bpfpath_nb/schema.py; a
- * test compares them.
+ * Two rings: `events` holds one small record per hop, `facts` what is told once per packet (its first bytes), per
+ * process (its name) or per drop (the stack that led there). The layouts are those of EVENT_DTYPE and FACTS_DTYPE in
+ * bpfpath_nb/schema.py; a test compares them.
  */
 
 struct event {

@@ -3,20 +3,14 @@
  * What is written to the rings: the hops of packets, and what is told once of a packet, a process or a drop.
  */
 
-/* Room for what is told once, empty but for its heading; 0 where the ring is full. */
-static __always_inline struct facts *new_facts(struct state *state, u16 kind, u32 packet, u64 now)
+/* The heading of what is told once. (Each makes room by itself: verifiers before 6.2 lose track of room that a function
+ * returns.) */
+static __always_inline void head_facts(struct facts *facts, u16 kind, u32 packet, u64 now)
 {
-	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
-
-	if (!facts) {
-		COUNT(&state->facts_lost);
-		return 0;
-	}
 	__builtin_memset(facts, 0, sizeof(*facts));
 	facts->time = now;
 	facts->packet = packet;
 	facts->kind = kind;
-	return facts;
 }
 
 /* The first bytes of the packet. Always 128 are read: behind a packet's data lies skb_shared_info, in the
@@ -24,10 +18,13 @@ static __always_inline struct facts *new_facts(struct state *state, u16 kind, u3
 static __always_inline void send_snapshot(struct state *state, const struct packet *packet,
 					  const struct path *path, u64 now)
 {
-	struct facts *facts = new_facts(state, FACTS_SNAPSHOT, path->packet, now);
+	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
 
-	if (!facts)
+	if (!facts) {
+		COUNT(&state->facts_lost);
 		return;
+	}
+	head_facts(facts, FACTS_SNAPSHOT, path->packet, now);
 	facts->parent = path->parent;
 	facts->len = packet->len;
 	facts->snapshot = path->snapshot;
@@ -55,10 +52,13 @@ static __always_inline void send_process(struct state *state, u64 leader, u32 pi
 	bpf_probe_read_kernel(&process, sizeof(process), (void *)(leader + task_struct__comm));
 	if (known && known->comm[0] == process.comm[0] && known->comm[1] == process.comm[1])
 		return;
-	facts = new_facts(state, FACTS_PROCESS, pid, now);
-	if (!facts)
+	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
+	if (!facts) {
+		COUNT(&state->facts_lost);
 		return;
+	}
 	processes.update(&pid, &process);
+	head_facts(facts, FACTS_PROCESS, pid, now);
 	__builtin_memcpy(facts->headers, &process, sizeof(process));
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
 }
@@ -92,12 +92,14 @@ static __always_inline u16 tcp_state(u64 socket)
 /* A packet whose end nobody saw, and where it was seen last. */
 static __always_inline void send_unseen(struct state *state, const struct path *path, u64 now)
 {
-	struct facts *facts;
+	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
 
 	COUNT(&state->unseen);
-	facts = new_facts(state, FACTS_UNSEEN, path->packet, now);
-	if (!facts)
+	if (!facts) {
+		COUNT(&state->facts_lost);
 		return;
+	}
+	head_facts(facts, FACTS_UNSEEN, path->packet, now);
 	facts->link = path->func;
 	facts->snapshot = path->protocol;
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
@@ -107,11 +109,14 @@ static __always_inline void send_unseen(struct state *state, const struct path *
 static __always_inline void send_drop(struct state *state, const struct path *path,
 				      const struct sk_buff_copy *copy, const struct where *where, u64 now)
 {
-	struct facts *facts = new_facts(state, FACTS_DROP, path->packet, now);
+	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
 	u64 socket = where->socket ? where->socket : read_pointer(copy->skb, sk_buff__sk);
 
-	if (!facts)
+	if (!facts) {
+		COUNT(&state->facts_lost);
 		return;
+	}
+	head_facts(facts, FACTS_DROP, path->packet, now);
 	facts->link = path->protocol == 6 ? tcp_state(socket) : 0;
 	bpf_get_stack(where->drop, facts->headers, sizeof(facts->headers), 0);
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
