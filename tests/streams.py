@@ -50,9 +50,12 @@ REASONS = {"0": "SKB_NOT_DROPPED_YET", "1": "SKB_CONSUMED", "2": "SKB_DROP_REASO
 HOOK, UDP_RCV, TAP = 0xFFFFFFFF81A00123, 0xFFFFFFFF81B00456, 0xFFFFFFFF81C00789
 TAP_READ, RAW_READ, KILLED = 0xFFFFFFFF81C01789, 0xFFFFFFFF81D00012, 0xFFFFFFFF81E00034
 IP_RCV = 0xFFFFFFFF81D00345
+TCP_RCV, TCP_CLOSE, PARTS = 0xFFFFFFFF81E01034, 0xFFFFFFFF81E02034, 0xFFFFFFFF81E03034
 LOCATIONS = [(HOOK, "nf_hook_slow", 0x23), (UDP_RCV, "__udp4_lib_rcv.constprop.0", 0x56), (TAP, "packet_rcv", 0x89),
              (TAP_READ, "packet_recvmsg", 0x89), (RAW_READ, "raw_recvmsg", 0x12),
-             (KILLED, "sk_stream_kill_queues", 0x34), (IP_RCV, "ip_rcv", 0x45)]  # fmt: skip
+             (KILLED, "sk_stream_kill_queues", 0x34), (IP_RCV, "ip_rcv", 0x45),
+             (TCP_RCV, "tcp_v4_rcv", 0x34), (TCP_CLOSE, "__tcp_close", 0x34),
+             (PARTS, "skb_release_data", 0x34)]  # fmt: skip
 
 ENTRY, END, LAST, CLONE = (EVENT_FLAGS[name] for name in ("entry", "end", "last", "clone"))
 
@@ -111,6 +114,14 @@ def udp_frame(sport: int, dport: int, src: str = "10.0.1.2", dst: str = "10.0.2.
     ip += bytes(map(int, src.split("."))) + bytes(map(int, dst.split(".")))
     udp = sport.to_bytes(2) + dport.to_bytes(2) + length.to_bytes(2) + b"\0\0"
     return bytes.fromhex("020000000002020000000001") + b"\x08\x00" + ip + udp + bytes(payload)
+
+
+def tcp_frame(flags: int, payload: int = 0, src: str = "10.0.1.2", dst: str = "10.0.2.2") -> bytes:
+    """An Ethernet frame with IPv4 and TCP in it."""
+    ip = bytes([0x45, 0]) + (40 + payload).to_bytes(2) + bytes([0, 1, 0, 0, 64, 6, 0, 0])
+    ip += bytes(map(int, src.split("."))) + bytes(map(int, dst.split(".")))
+    tcp = (5000).to_bytes(2) + (80).to_bytes(2) + bytes(8) + bytes([0x50, flags]) + bytes(6)
+    return bytes.fromhex("020000000002020000000001") + b"\x08\x00" + ip + tcp + bytes(payload)
 
 
 def facts_row(headers: bytes, packet: int = 1, snapshot: int = 0, **fields: int) -> np.ndarray:
@@ -266,8 +277,8 @@ def _facts(packets: int) -> np.ndarray:
 EMPTY = Capture(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
 
 
-def of_hops(*hops: dict[str, int], facts: np.ndarray | None = None, **changes: Any) -> Recording:
-    """A recording of these hops, one after another on one CPU."""
+def of_hops(*hops: dict[str, int], facts: np.ndarray | None = None, tcp_state: int = 0, **changes: Any) -> Recording:
+    """A recording of these hops, one after another on one CPU; `tcp_state` is that of the sockets of its drops."""
     events = np.zeros(len(hops), EVENT_DTYPE)
     events["packet"], events["time"] = 1, MONOTONIC + np.arange(len(hops)) * 1000
     events["seq"], events["netns"], events["skb"] = np.arange(len(hops)), CLIENT, 0xFFFF888000000000
@@ -275,7 +286,9 @@ def of_hops(*hops: dict[str, int], facts: np.ndarray | None = None, **changes: A
         for name, value in fields.items():
             events[name][at] = value
     facts = np.empty(0, FACTS_DTYPE) if facts is None else facts
-    return Capture(events, facts, np.empty(0), {}).recording(**changes)
+    stacks = _stacks(events) if tcp_state else EMPTY.stacks
+    stacks["link"] = tcp_state
+    return Capture(events, facts, np.empty(0), {}, stacks=stacks).recording(**changes)
 
 
 def hop(name: str, flags: int = 0, **fields: int) -> dict[str, int]:

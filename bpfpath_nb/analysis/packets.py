@@ -12,6 +12,9 @@ dropped      a copy was freed (flag `end`) by a function of the role `drop`, the
              as meant, and no other copy lives. Kernels before 5.17 give no reason; there each such end is a drop,
              but those in the handler of ICMPv6, which freed so what it had used as well.
              A FIN that waits in a socket that is closed is purged with it; nothing is lost with an empty segment.
+             Data that waits there was never read: it is lost, though TCP frees it as used. A segment without data for
+             a connection that ended has done its work, such as the last FIN. What came together from fragments frees
+             them with itself, and they are dropped only where it was.
              Ends of bystanders do not count beside those of other copies: a copy that a bridge flooded to another
              host (OTHERHOST), or a packet socket's (PACKET_SOCK_ERROR, or freed in its receiving function).
 delivered    the tracer found that it had been read (`reads`): not every kernel tells of the reading itself.
@@ -42,6 +45,7 @@ import pandas as pd
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.advice import NOT_SAID
+from bpfpath_nb.analysis.contents import contents
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timedeltas, timestamps
@@ -68,6 +72,18 @@ _LISTS: Final = frozenset({"kfree_skb_list", "skb_queue_purge", "skb_rbtree_purg
 
 _CLOSERS: Final = frozenset({"sk_stream_kill_queues"})
 """Functions that purge the queues of a stream socket that was closed (net/core/stream.c)."""
+
+_UNREAD: Final = frozenset({"__tcp_close", "inet_csk_destroy_sock"})
+"""Functions that free what a TCP socket holds when it is closed, and not as dropped (net/ipv4/tcp.c)."""
+
+_TCP_RECEIVERS: Final = frozenset({"tcp_v4_rcv", "tcp_v6_rcv"})
+"""Functions that free without a reason also what they had used for a connection that ended (net/ipv4/tcp_ipv4.c)."""
+
+_TIME_WAIT: Final = 6  # include/net/tcp_states.h
+_SYN: Final = 2
+
+_PARTS: Final = "skb_release_data"
+"""Function that frees with a packet the fragments that it came together from (`frag_list`; net/core/skbuff.c)."""
 
 _TAP_READERS: Final = frozenset({"packet_recvmsg", "skb_free_datagram", "__skb_free_datagram_locked"})
 """Functions that free what a packet socket's owner has read."""
@@ -185,16 +201,69 @@ def _drops_and_bystanders(
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Of each hop whether a copy was dropped there, and whether it is the end of a bystander."""
     start, reason = events.start, events.hops["reason"]
+
+    def not_said(number: int) -> bool:
+        return not number or start.reason(number) in NOT_SAID
+
     drops = np.array([function.role == "drop" for function in start.functions] or [False], bool)
     is_drop = is_end & drops[events.hops["func"]]
     is_drop &= _by_number(reason, is_drop, start.is_drop_reason)
     is_drop &= (events.hops["len"] > 0) | ~events.freed_in(_CLOSERS)
-    used = is_drop & events.freed_in(_USERS)
-    is_drop &= ~_by_number(reason, used, lambda number: not number or start.reason(number) in NOT_SAID)
+    silent = np.flatnonzero(_by_number(reason, is_drop, not_said))
+    is_drop[_used(events, silent)] = False
+    unread = np.flatnonzero(is_end & events.freed_in(_UNREAD))
+    is_drop[unread[_content(events, unread)["data"] > 0]] = True
     bystander = is_end & events.freed_in(_TAPS)
     bystander |= _by_number(reason, is_drop, lambda number: start.reason(number) in _BYSTANDERS)
     bystander &= events.copies.several[events.packet_of]
+    parts = _parts(events, silent)
+    if len(parts):
+        whole = _wholes(events, parts)
+        is_drop[parts] = (whole >= 0) & (is_drop & ~bystander)[whole]
     return is_drop, bystander
+
+
+def _used(events: Events, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Of ends that the kernel calls drops without a reason those that are none: of what had been used."""
+    if not len(rows):
+        return rows
+    of = events.stack_of[rows]
+    ended = events.freed_in(_TCP_RECEIVERS)[rows] & (of >= 0)
+    ended[ended] = events.stacks["tcp_state"][of[ended]] == _TIME_WAIT
+    content = _content(events, rows[ended])
+    ended[ended] = content["first"] & (content["data"] == 0) & (content["flags"] & _SYN == 0)
+    return rows[events.freed_in(_USERS)[rows] | ended]
+
+
+def _parts(events: Events, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Of some ends those of fragments that a whole freed with itself."""
+    freeing = np.array([at for at, (symbol, _) in events.locations.items() if symbol == _PARTS], np.uint64)
+    return rows[np.isin(given_up_at(events, rows), freeing)] if len(freeing) else rows[:0]
+
+
+def _wholes(events: Events, parts: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Of each of these ends of fragments that of their whole, -1 where it was not seen.
+
+    The kernel tells of the whole first and then of each fragment, on one CPU.
+    """
+    hops = events.hops
+    ends = np.flatnonzero(hops["flags"] & EVENT_FLAGS["end"])
+    ends = ends[np.lexsort((hops["seq"][ends], hops["time"][ends], hops["cpu"][ends]))]
+    is_part = np.isin(ends, parts)
+    before = np.maximum.accumulate(np.where(is_part, -1, np.arange(len(ends))))
+    whole = np.full(len(hops["flags"]), -1, np.intp)
+    whole[ends] = np.where(before >= 0, ends[before], -1)
+    of = whole[parts]
+    return np.where(hops["cpu"][of] == hops["cpu"][parts], of, -1)
+
+
+def _content(events: Events, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
+    """What the headers at some hops say (`contents`); zeros where they are not known."""
+    fact = events.fact_of[rows]
+    found = contents(events.facts[fact[fact >= 0]])
+    content = np.zeros(len(rows), found.dtype)
+    content[fact >= 0] = found
+    return content
 
 
 def _by_number(

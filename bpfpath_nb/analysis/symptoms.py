@@ -179,6 +179,8 @@ def _unfinished(rule: Rule, ground: Ground) -> Any:
     waits &= end - time[last] >= rule.options["longer_ms"] * _MS
     towards_socket = frozenset[str]().union(*(other.functions for other in rules() if other.kind == rule.kind))
     at_socket = ground.one_of(towards_socket)[last]
+    # A fragment comes to no socket: what it became part of does, where that has another's number.
+    at_socket &= (ground.content["proto"] == 0) | ground.content["first"]
     return last[waits & (at_socket == (rule.options["at"] == "socket"))]
 
 

@@ -246,6 +246,20 @@ def test_fragments_have_a_parent_and_come_together_again(scene: Scene) -> None:
     assert (packets["verdict"] == "delivered").sum() == 1
 
 
+@pytest.mark.parametrize(("version", "of"), [(4, "icmp"), (6, "icmp6 or ip6 proto 44")])
+def test_fragments_of_what_was_used_are_not_dropped(scene: Scene, version: int, of: str) -> None:
+    address = scene.lab.address("server", 4 if version == 4 else 6)
+    scene.run("client", f"ping -{version} -c1 -W2 {address}")
+    with Capture(of, namespaces=list(scene.lab.names.values())) as cap:
+        scene.run("client", f"ping -{version} -c1 -W2 -s 5000 {address}")
+        time.sleep(0.3)
+    fragments = cap.packets[cap.packets["parent"].notna()]
+    assert len(fragments) == 6
+    assert (fragments["verdict"] == "consumed").sum() >= 4
+    assert "dropped" not in set(cap.packets["verdict"])
+    assert not set(cap.diagnose().findings["rule"]) & {"not-said", "unread"}
+
+
 def test_a_packet_keeps_its_number_in_a_tunnel(scene: Scene) -> None:
     """vxlan wants room for its headers, so that the packet gets another buffer on the way."""
     for ns, own, other in (("client", 1, scene.server), ("server", 2, scene.client)):

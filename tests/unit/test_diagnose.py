@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import FUNCTIONS, capture
+from streams import ENTRY, FUNCTIONS, MONOTONIC, capture, facts_row, of_hops, tcp_frame, udp_frame
 from streams import Capture as Made
 
 from bpfpath_nb import Recording, sample, schema
@@ -283,6 +283,26 @@ def test_evidence_is_the_rows_that_show_it() -> None:
     assert row["example"] in diagnosis.packets(finding)
     with pytest.raises(OptionError, match="no finding 999"):
         diagnosis.evidence(999)
+
+
+@pytest.mark.parametrize(
+    ("function", "rules_"),
+    [("__ip6_local_out", {"tcp-syn-unanswered"}), ("__ip_local_out", {"tcp-syn-unanswered"}), ("ip6_output", set())],
+)
+def test_a_packet_sets_out_where_its_host_sends_it_and_not_where_a_router_does(function: str, rules_: set[str]) -> None:
+    functions = [{"name": function, "layer": "ip", "probe": "kprobe", "target": function, "role": ""}]
+    asked = of_hops({"flags": ENTRY}, {}, functions=functions, facts=facts_row(tcp_frame(2)))
+    assert set(asked.diagnose().findings["rule"]) - {"unfinished"} == rules_
+
+
+@pytest.mark.parametrize(("begins_at", "rules_"), [(0, {"unread"}), (100, {"unfinished"})])
+def test_a_fragment_lies_in_no_socket(begins_at: int, rules_: set[str]) -> None:
+    functions = [{"name": "nf_input", "layer": "netfilter", "probe": "tracepoint", "target": "nf_input", "role": ""}]
+    frame = bytearray(udp_frame(5000, 53))
+    frame[20:22] = begins_at.to_bytes(2)
+    waiting = {"flags": ENTRY, "time": MONOTONIC}, {"packet": 2, "time": MONOTONIC + 10**9}
+    found_ = of_hops(*waiting, functions=functions, facts=facts_row(bytes(frame))).diagnose().findings
+    assert set(found_.loc[found_["example"] == 1, "rule"]) == rules_
 
 
 def test_a_wait_tells_how_long_it_was_at_most() -> None:

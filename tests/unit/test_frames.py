@@ -22,11 +22,14 @@ from streams import (
     KINDS,
     LAST,
     MONOTONIC,
+    PARTS,
     RAW_READ,
     REALTIME,
     ROUTER,
     TAP,
     TAP_READ,
+    TCP_CLOSE,
+    TCP_RCV,
     UDP_RCV,
     VERDICT,
     capture,
@@ -34,6 +37,7 @@ from streams import (
     hop,
     of_hops,
     start_record,
+    tcp_frame,
     udp_frame,
 )
 
@@ -43,6 +47,9 @@ from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.recording import Recording, RecordingViews
 from bpfpath_nb.schema import EVENT_DTYPE, EVENT_FLAGS
 from bpfpath_nb.stream import Reader
+
+SYN, ACK, FIN_ACK = 2, 16, 17
+ESTABLISHED, TIME_WAIT = 1, 6
 
 
 @pytest.mark.parametrize("made", [EMPTY, capture(40)], ids=["empty", "full"])
@@ -276,6 +283,52 @@ def test_a_packet_of_which_only_the_reading_was_told_is_delivered():
 def test_what_a_closed_stream_socket_purges_is_lost_only_if_it_has_data(length, verdict):
     end = hop("kfree_skb", ENTRY | END | LAST, reason=2, location=KILLED, len=length)
     assert of_hops(end).packets.loc[1, "verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("flags", "payload", "state", "verdict"),
+    [
+        (FIN_ACK, 0, TIME_WAIT, "consumed"), (FIN_ACK, 0, ESTABLISHED, "dropped"), (FIN_ACK, 9, TIME_WAIT, "dropped"),
+        (SYN, 0, TIME_WAIT, "dropped"), (ACK, 0, TIME_WAIT, "consumed"),
+    ],
+)  # fmt: skip
+def test_a_segment_without_data_for_a_connection_that_ended_was_used(flags, payload, state, verdict):
+    end = hop("kfree_skb", ENTRY | END | LAST, reason=2, location=TCP_RCV)
+    recording = of_hops(end, facts=facts_row(tcp_frame(flags, payload)), tcp_state=state)
+    assert recording.packets.loc[1, "verdict"] == verdict
+
+
+def test_a_segment_that_is_dropped_for_a_reason_was_not_used():
+    end = hop("kfree_skb", ENTRY | END | LAST, reason=8, location=TCP_RCV)
+    recording = of_hops(end, facts=facts_row(tcp_frame(FIN_ACK)), tcp_state=TIME_WAIT)
+    assert recording.packets.loc[1, ["verdict", "reason"]].tolist() == ["dropped", "NETFILTER_DROP"]
+
+
+@pytest.mark.parametrize(("payload", "verdict"), [(0, "consumed"), (9, "dropped")])
+def test_data_that_nobody_read_is_lost_with_its_socket(payload, verdict):
+    end = hop("consume_skb", ENTRY | END | LAST, location=TCP_CLOSE, len=20 + payload)
+    recording = of_hops(end, facts=facts_row(tcp_frame(FIN_ACK, payload)))
+    assert recording.packets.loc[1, ["verdict", "where"]].tolist() == [verdict, "__tcp_close"]
+    assert recording.drops["advice"].str.contains("closed its socket").tolist() == [True] * len(recording.drops)
+    assert len(recording.drops) == (verdict == "dropped")
+
+
+@pytest.mark.parametrize(
+    ("whole", "verdict"),
+    [(hop("consume_skb", END), "consumed"), (hop("kfree_skb", END, reason=8, location=HOOK), "dropped")],
+)
+def test_fragments_share_the_fate_of_their_whole(whole, verdict):
+    part = hop("kfree_skb", END | LAST, reason=2, location=PARTS)
+    arrived = [hop("netif_rx", ENTRY, packet=packet, skb=packet) for packet in (1, 2, 3)]
+    other = hop("kfree_skb", ENTRY | END | LAST, reason=8, packet=4, skb=4, cpu=1)
+    ends = [whole | {"packet": 2, "skb": 2}, other, *(part | {"packet": packet, "skb": packet} for packet in (1, 3))]
+    packets = of_hops(*arrived, *ends).packets
+    assert packets["verdict"].tolist() == [verdict, verdict, verdict, "dropped"]
+
+
+def test_fragments_whose_whole_was_not_seen_are_not_called_dropped():
+    end = hop("kfree_skb", ENTRY | END | LAST, reason=2, location=PARTS)
+    assert of_hops(end).packets.loc[1, "verdict"] == "consumed"
 
 
 def test_what_was_merged_ends_there_unless_it_goes_on():

@@ -56,6 +56,21 @@ def test_a_ping_over_ipv6_is_used_up_where_it_is_answered(recordings: dict[str, 
     assert set(zip(asked["verdict"], asked["where"], strict=True)) == {("consumed", "icmpv6_rcv")}
 
 
+@pytest.mark.parametrize("release", ["5.10", "6.12", "6.18"])
+def test_tcp_data_that_nobody_read_is_lost_when_the_socket_is_closed(release: str) -> None:
+    recording = Recording.load(TESTS / "recordings" / f"cases-{release}.parquet")
+    lost = recording.packets.query("dport == 7326 and where == '__tcp_close' and length > 100")
+    assert set(lost["verdict"]) == {"dropped"}
+    advice = recording.drops.set_index("packet").loc[lost.index, "advice"]
+    assert advice.str.contains("closed its socket with data").all()
+
+
+def test_the_last_fin_of_a_connection_that_waits_was_used() -> None:
+    packets = Recording.load(TESTS / "recordings" / "cases-6.12.parquet").packets
+    last = packets[(packets["sport"] == 7314) & (packets["where"] == "tcp_v4_rcv") & (packets["length"] == 52)]
+    assert last["verdict"].tolist() == ["consumed"]
+
+
 @pytest.mark.parametrize("release", STOCK)
 def test_every_function_of_the_default_set_is_probed_or_accounted_for(kernels: dict[str, Kernel], release: str) -> None:
     kernel = kernels[release]
