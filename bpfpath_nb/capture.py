@@ -204,11 +204,13 @@ class Capture(RecordingViews):
         ended = stream.ended_at
         state = "failed" if stream.error is not None else "capturing" if ended is None else "stopped"
         reason = str(stream.error or (self._collector.end or {}).get("reason", ""))
+        # The tracer counts also packets of which no event was kept.
+        cut = counters.get("events_over", 0) > 0
         return Status(
             state,
             reason,
             (time.monotonic() if ended is None else ended) - self._armed_at,
-            counters.get("packets", 0),
+            len(self._collector.events().packets) if cut else counters.get("packets", 0),
             len(self._collector),
             counters.get("events_lost", 0),
         )

@@ -207,8 +207,8 @@ def compare(
     NamespaceError
         No packet was seen in that namespace.
     """
-    for side in (a, b):
-        if side is not None and not hasattr(side, "recording"):
+    for side in (a, a if b is None else b):
+        if not hasattr(side, "recording"):
             raise OptionError(
                 f"compare() takes recordings or captures, not {type(side).__name__}; packets of a frame are chosen by "
                 f"compare(recording, packets=(frame, other))."
@@ -220,6 +220,9 @@ def compare(
         )
     recordings = a.recording, (a if b is None else b).recording
     netns_pair = _pair(netns, "netns") if netns is not None and not isinstance(netns, str) else (netns, netns)
+    for name in netns_pair:
+        if name is not None and not isinstance(name, str):
+            raise OptionError(f"netns= takes names of namespaces, and {name!r} is none; `namespaces` lists them.")
     packets_pair = (None, None) if packets is None else _pair(packets, "packets")
     called = _names(names, netns_pair, packets_pair)
     chosen = [
@@ -278,8 +281,11 @@ def _chosen(recording: Recording, packets: Packets) -> npt.NDArray[np.bool_]:
             raise OptionError("A frame that chooses packets has the index `packet`, as `packets` and `df` have it.")
         packets = packets.index.get_level_values("packet").unique().tolist()
     listed = list(packets) if isinstance(packets, Iterable) else [packets]
-    wanted = np.asarray(listed)
-    if len(wanted) and not np.issubdtype(wanted.dtype, np.integer):
+    try:
+        wanted = np.asarray(listed)
+    except ValueError:  # lists of unlike lengths
+        wanted = np.empty((1, 1))
+    if wanted.ndim != 1 or (len(wanted) and not np.issubdtype(wanted.dtype, np.integer)):
         raise OptionError("Packets are chosen by their numbers, or by a frame with the index `packet`.")
     known = recording.events.packets
     lacking = np.setdiff1d(wanted, known)

@@ -198,8 +198,12 @@ class BpfpathMagics(Magics):
                 if inspect.isawaitable(found):
                     await found
             with _settling():
-                for pause in _unsettled(capture, options.settle):
-                    await asyncio.sleep(pause)  # what runs in this loop may be what the packets are for
+                try:
+                    for pause in _unsettled(capture, options.settle):
+                        await asyncio.sleep(pause)  # what runs in this loop may be what the packets are for
+                except asyncio.CancelledError:  # so a kernel interrupts what awaits
+                    if (task := asyncio.current_task()) is not None:
+                        task.uncancel()
 
     @contextlib.contextmanager
     def _captured(self, options: argparse.Namespace) -> Iterator[Capture]:

@@ -213,8 +213,9 @@ class Alignment:
         return f"<Alignment: {paths}, {common} of {len(self)} hops in common{beyond}>\n{parting}"
 
 
-def no_such_path(path: str, side: str, known: list[str]) -> str:
+def no_such_path(path: object, side: str, known: list[str]) -> str:
     """What to say of a path that no packet took."""
+    path = str(path)
     near = get_close_matches(path, known, 3, 0.5) or known[:3]
     return (
         f"No packet of {side} took the path {printable(path)!r}; `paths` lists those that were taken, such as "

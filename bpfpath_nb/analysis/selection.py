@@ -6,6 +6,7 @@ recording, since in what is left every jump of a CPU's count may be a hop of a p
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def holding(frame: pd.DataFrame, expression: str, level: int = 0) -> npt.NDArray
             f"The query {expression!r} asks for what is no column: {error}. There are: "
             f"{', '.join([*(str(name) for name in frame.index.names if name), *frame.columns])}."
         ) from None
-    except (SyntaxError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+    except (SyntaxError, ValueError, TypeError, AttributeError, NotImplementedError, re.error) as error:
         raise OptionError(
             f"The query {expression!r} cannot be answered: {error}. It is an expression as `packets.query` takes it, "
             "for instance \"verdict == 'dropped' and netns == 'web'\"; strings stand in quotes, and so do "

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal, NoReturn
 
-from bpfpath_nb.errors import FilterError
+from bpfpath_nb.errors import FilterError, OptionError
 from bpfpath_nb.filter import cbpf, libpcap, mark, translate
 from bpfpath_nb.filter.cbpf import Instruction
 from bpfpath_nb.filter.libpcap import CompileError, Link, PcapProgram
@@ -169,7 +169,10 @@ class Filter:
         program = self._programs.get(link)
         if program is None:
             return False
-        packet = bytes(packet)
+        try:
+            packet = bytes(memoryview(packet))
+        except TypeError:
+            raise OptionError(f"matches() takes the bytes of a packet, not {type(packet).__name__}.") from None
         length = len(packet) if length is None else max(length, len(packet))
         if vlan is not None and link == "ethernet" and self.wants_vlan and len(packet) >= 14:
             tag = vlan[0].to_bytes(2, "big") + vlan[1].to_bytes(2, "big")

@@ -38,7 +38,11 @@ _MOST_HOPS = 1000
 def recording_text(recording: Recording, packet: int | None = None, limit: int = 50) -> str:
     """One packet's path, or the first `limit` packets', as text."""
     packets = recording.packets
+    if not isinstance(limit, (int, np.integer)):
+        raise OptionError(f"limit= is how many packets to write, a whole number and not {limit!r}.")
     if packet is not None:
+        if not isinstance(packet, (int, np.integer)):
+            raise OptionError(f"text() writes the packet of one number, and {packet!r} is none: text(3), or text().")
         if packet not in packets.index:
             raise OptionError(no_such_packet(packet, packets))
         return "\n".join(_packet_lines(recording, packets.index.get_loc(packet)))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.collections import LineCollection
 
+from bpfpath_nb.analysis.latency import grouping
 from bpfpath_nb.analysis.quantiles import sort_within
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.plot import style
@@ -111,7 +112,9 @@ def latency(
     """
     named = recording if isinstance(recording, Mapping) else {"": recording}
     wholes = {name: one.recording for name, one in named.items()}
-    columns = [by] if isinstance(by, str) else list(by)
+    columns = grouping(by)
+    if top is not None and not isinstance(top, (int, np.integer)):
+        raise OptionError(f"top= is how many groups to show, a whole number and not {top!r}.")
     _check(columns, of, kind, wholes)
     kind = kind or ("ecdf" if of == "total" else "box")
     groups = _groups(wholes, columns, of)
@@ -146,8 +149,8 @@ def _check(columns: list[str], of: str, kind: str | None, wholes: Mapping[str, R
     for column in columns:
         if column not in known:
             raise OptionError(f"Latency of {of!r} cannot be grouped by {column!r}; it can by {', '.join(known)}.")
-    if not columns or not wholes:
-        raise OptionError("Name at least one recording and one column to group by.")
+    if not wholes:
+        raise OptionError("Name at least one recording.")
 
 
 def _why_nothing(of: str, wholes: Mapping[str, Recording]) -> str:

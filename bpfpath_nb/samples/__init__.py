@@ -45,7 +45,7 @@ def sample(name: str) -> Recording:
     """
     from bpfpath_nb.recording import Recording
 
-    if name not in SAMPLES:
+    if not isinstance(name, str) or name not in SAMPLES:
         known = "; ".join(f"{known!r} ({what})" for known, what in SAMPLES.items())
         raise OptionError(f"There is no sample {str(name)[:100]!r}. There is {known}.")
     return Recording.load(Path(__file__).with_name(f"{name}.parquet"))

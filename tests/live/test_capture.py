@@ -234,6 +234,7 @@ class TestEnds:
             assert cap.status.reason == "max_events"
         assert len(cap.df) == 20
         assert cap.quality["events_over"] > 0
+        assert cap.status.packets == len(cap.packets) < 3
 
     def test_waiting_for_packets(self, lab: Lab) -> None:
         with Capture("udp port 6005") as cap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -143,6 +144,29 @@ def test_the_time_after_the_cell_is_bounded(shell: Any, lab: Lab) -> None:
     finally:
         shell.user_ns["pinging"].kill()
     assert shell.user_ns["cap"].status.seconds < 3
+
+
+def test_interrupting_what_settles_after_awaiting_interrupts_only_that(shell: Any, lab: Lab) -> None:
+    shell.user_ns["pinging"] = lab.popen("client", ["ping", "-i", "0.05", "10.0.2.2"])
+    ended = []
+
+    async def interrupted() -> None:
+        code = f"%%bpfpath icmp {here(lab)} -o cap --settle 30\nimport asyncio\nawait asyncio.sleep(0)\nran = True"
+        cell = asyncio.ensure_future(shell.run_cell_async(code, transformed_cell=shell.transform_cell(code)))
+        while "ran" not in shell.user_ns:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
+        cell.cancel()
+        ended.append(await cell)
+
+    began = time.monotonic()
+    try:
+        asyncio.run(interrupted())
+    finally:
+        shell.user_ns["pinging"].kill()
+    assert ended[0].success
+    assert shell.user_ns["cap"].status.state == "stopped"
+    assert time.monotonic() - began < 20
 
 
 def test_a_line_captures_for_a_time(shell: Any, lab: Lab) -> None:

@@ -134,7 +134,7 @@ def test_times_inside_functions_need_returns(recording: Recording) -> None:
     ("arguments", "says"),
     [({"by": "colour"}, "cannot be grouped by 'colour'"), ({"of": "age"}, "'gap', 'duration' or 'total'"),
      ({"kind": "pie"}, "'box' and 'ecdf'"), ({"by": "func", "of": "total"}, "it can by path"),
-     ({"by": []}, "one column")],
+     ({"by": []}, "no column")],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(recording: Recording, arguments: dict, says: str) -> None:
     with pytest.raises(OptionError, match=says):
