@@ -25,7 +25,7 @@ _MOST = 50
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
     """All findings, at most fifty, in words."""
-    parts = [headline(diagnosis)]
+    parts = ["\n".join(textwrap.wrap(headline(diagnosis), WIDTH))]
     findings = diagnosis.findings.head(_MOST)
     parts += ["\n".join(_finding(number, row)) for number, row in enumerate(findings.itertuples(index=False), 1)]
     if len(diagnosis) > _MOST:

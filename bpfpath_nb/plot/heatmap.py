@@ -113,9 +113,7 @@ def _values(
         dropped = (whole.packets["verdict"] == "dropped").to_numpy()[rows]
         return whole.events.utc[whole.events.first][rows], total[rows], dropped, "first hop to last", "packets"
     if not isinstance(func, str):
-        raise FunctionError(
-            f"A function is meant by its name, and {func!r} is none; `functions` lists them."
-        )
+        raise FunctionError(f"A function is meant by its name, and {func!r} is none; `functions` lists them.")
     names = whole.df["func"].cat.categories
     if func not in names:
         near = [name for name in names if func in name or name in func][:5]
