@@ -5,6 +5,7 @@ It tells what the HTML of `html.summary` tells, so that a terminal, a diff or a 
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Final
 
 import pandas as pd
@@ -18,8 +19,10 @@ FIGURES_LIMIT: Final = 3_000_000
 """Hops of a recording beyond which a `repr` leaves out paths and functions: showing a name must take no seconds."""
 
 _MOST_PACKETS = 10
-_WIDEST_FLOW = 40
-"""Beside it there is room for the figures and a short outcome. A longer one, of IPv6, has a line of its own."""
+_MARGIN = " " * 9
+_MOST_LINES = 20
+"""Lines of one thing that the capture says of itself, such as a filter; a repr is no place for more."""
+_OUTCOME = len("delivered")
 _MOST_PATHS = 5
 _MOST_DROPS = 5
 
@@ -29,19 +32,28 @@ def summary_text(recording: Recording) -> str:
     start, packets = recording.start, recording.packets
     lines = [
         f"<{type(recording).__name__}: {len(packets)} packets, {len(recording)} hops>",
-        f"filter   {start.filter or 'every packet'}",
-        f"kernel   {start.release} on {start.host or 'an unnamed host'}, {start.ladder}",
+        *_told("filter", start.filter or "every packet"),
+        *_told("kernel", f"{start.release} on {start.host or 'an unnamed host'}, {start.ladder}"),
     ]
     if start.limits:
-        lines.append(f"limits   {start.limits}")
+        lines += _told("limits", start.limits)
     if len(packets):
-        lines.append(f"packets  {counted(packets)}")
-    lines += [f"LOST     {line}" for line in loss_lines(recording)]
+        lines += _told("packets", counted(packets))
+    for line in loss_lines(recording):
+        lines += _told("LOST", line)
     if len(packets):
         lines += ["", *packet_lines(packets, _MOST_PACKETS)]
         if len(recording) <= FIGURES_LIMIT:
             lines += ["", *_path_lines(recording.paths), *_drop_lines(recording.drops)]
     return "\n".join(lines)
+
+
+def _told(name: str, value: str) -> list[str]:
+    """A named value in lines that a terminal has room for."""
+    return textwrap.wrap(
+        value, WIDTH, initial_indent=name.ljust(len(_MARGIN)), subsequent_indent=_MARGIN, break_on_hyphens=False,
+        max_lines=_MOST_LINES, placeholder=" …",
+    )  # fmt: skip
 
 
 def counted(packets: pd.DataFrame) -> str:
@@ -51,18 +63,29 @@ def counted(packets: pd.DataFrame) -> str:
 
 
 def packet_lines(packets: pd.DataFrame, limit: int) -> list[str]:
-    """The first packets as a table, a line each; an outcome for which there is no room has a line of its own."""
+    """The first packets as a table, a line each.
+
+    A flow beside which there is no room for the figures and a short outcome, as of IPv6, has a line of its own, and so
+    has an outcome that is too long.
+    """
     shown = packets.head(limit)
     flows = [str(flow) if pd.notna(flow) else "headers not known" for flow in shown["flow"]]
-    flow_width = min(max([4, *map(len, flows)]), _WIDEST_FLOW)
+    totals = [microseconds(total) for total in shown["total"]]
     number_width = max(6, len(str(shown.index.max())) if len(shown) else 0)
-    lines = [f"{'packet':>{number_width}}  {'flow':{flow_width}}  {'hops':>5}  {'total/us':>12}  verdict"]
-    for flow, (number, packet) in zip(flows, shown.iterrows(), strict=True):
+    hops_width = max(4, len(str(shown["hops"].max())) if len(shown) else 0)
+    total_width = max([8, *map(len, totals)])
+    room = WIDTH - number_width - hops_width - total_width - _OUTCOME - 4 * 2
+    flow_width = min(max([4, *map(len, flows)]), room)
+    lines = [
+        f"{'packet':>{number_width}}  {'flow':{flow_width}}  {'hops':>{hops_width}}  {'total/us':>{total_width}}"
+        "  verdict"
+    ]
+    for flow, total, (number, packet) in zip(flows, totals, shown.iterrows(), strict=True):
         line = f"{number:>{number_width}}  {flow:{flow_width}}"
         if len(flow) > flow_width:
             lines.append(line)
             line = " " * (number_width + 2 + flow_width)
-        line += f"  {packet['hops']:>5}  {microseconds(packet['total']):>12}"
+        line += f"  {packet['hops']:>{hops_width}}  {total:>{total_width}}"
         told = outcome(packet) + ("" if packet["complete"] else " (may lack hops)")
         if len(line) + 2 + len(told) <= WIDTH:
             lines.append(f"{line}  {told}")

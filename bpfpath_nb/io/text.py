@@ -18,6 +18,7 @@ Lines fit into a terminal of 80 columns unless names are very long.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from unicodedata import combining, east_asian_width
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def _packet_lines(recording: Recording, at: int) -> list[str]:
     first, count = int(recording.events.first[at]), int(recording.events.counts[at])
     rows = recording.df.iloc[first : first + min(count, _MOST_HOPS)]
     text = {name: _texts(rows[name]) for name in ("netns", "dev", "func", "reason")}
-    widths = {name: max([len(name), *map(len, text[name])]) for name in ("netns", "dev")}
+    widths = {name: max([len(name), *map(columns, text[name])]) for name in ("netns", "dev")}
     since, gap = (_microseconds(rows[name].to_numpy()) for name in ("since", "gap"))
     header = f"{'since/us':>14} {'gap/us':>10}  {'netns':{widths['netns']}}  {'dev':{widths['dev']}}  cpu  function"
     lines = [*_head(recording.packets.index[at], packet), header.rstrip()]
@@ -81,7 +82,7 @@ def _packet_lines(recording: Recording, at: int) -> list[str]:
         before = place
         reason = f"  {text['reason'][row]}" if text["reason"][row] != "-" else ""
         lines.append(
-            f"{since[row]:>14} {gap[row]:>10}  {netns:{widths['netns']}}  {dev:{widths['dev']}}  "
+            f"{since[row]:>14} {gap[row]:>10}  {padded(netns, widths['netns'])}  {padded(dev, widths['dev'])}  "
             f"{rows['cpu'].iat[row]:>3}  {text['func'][row]}{reason}"
         )
     if count > len(rows):
@@ -91,7 +92,7 @@ def _packet_lines(recording: Recording, at: int) -> list[str]:
 
 def _head(number: int, packet: pd.Series) -> list[str]:
     flow = packet["flow"] if pd.notna(packet["flow"]) else "headers not known"
-    parent = f"copied from packet {packet['parent']}" if pd.notna(packet["parent"]) else ""
+    parent = f"made of packet {packet['parent']}" if pd.notna(packet["parent"]) else ""
     into = f"merged into packet {packet['merged_into']}" if pd.notna(packet["merged_into"]) else ""
     lacking = "" if packet["complete"] else "MAY LACK HOPS: events were lost"
     where = packet["namespaces"] if pd.notna(packet["namespaces"]) else "namespace not known"
@@ -108,11 +109,23 @@ def _folded(*parts: str) -> list[str]:
     """Parts of a line, those for which there is no room in lines below it."""
     lines = [parts[0]]
     for part in filter(None, parts[1:]):
-        if len(lines[-1]) + 2 + len(part) <= WIDTH:
+        if columns(lines[-1]) + 2 + columns(part) <= WIDTH:
             lines[-1] += f"  {part}"
         else:
             lines.append(f"    {part}")
     return lines
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a text takes: two for a wide character, none for one that joins another."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def padded(text: str, width: int) -> str:
+    """The text with blanks after it, up to so many columns."""
+    return text + " " * (width - columns(text))
 
 
 def outcome(packet: pd.Series) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colors, rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -166,8 +167,15 @@ def text_on(colour: Any) -> str:
 
 
 def plain(value: object, limit: int = 80) -> str:
-    """Any value as a text in which matplotlib finds no formula, and no character that moves anything."""
-    return printable(str(value), limit).replace("$", r"\$")
+    """Any value as a text in which matplotlib finds no formula, and none that moves anything or has no glyph."""
+    text = printable(str(value), limit)
+    if not text.isascii():
+        fonts = [get_font(findfont(FontProperties(family=[family]))) for family in rcParams["font.family"]]
+        text = "".join(
+            char if any(font.get_char_index(ord(char)) for font in fonts) else char.encode("unicode_escape").decode()
+            for char in text
+        )
+    return text.replace("$", r"\$")
 
 
 def text_width(ax: Axes, text: str, size: float = SMALL) -> float:

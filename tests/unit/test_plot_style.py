@@ -11,11 +11,13 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from pictures import untouched, words
-from streams import capture
+from streams import DEVICES, capture
 
 import bpfpath_nb.plot
+from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.plot import style
+from bpfpath_nb.recording import Recording
 from bpfpath_nb.schema import LAYERS
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB.
@@ -161,3 +163,13 @@ def test_pictures_can_be_drawn_in_several_threads() -> None:
 def test_methods_carry_the_functions_documentation() -> None:
     for name in bpfpath_nb.plot.__all__:
         assert getattr(capture(1).recording().plot, name).__doc__ == getattr(bpfpath_nb.plot, name).__doc__
+
+
+def test_what_the_font_has_no_glyph_for_is_drawn_as_an_escape(recwarn):
+    assert style.plain("名前 → é") == r"\u540d\u524d → é"
+    events = capture(20).recording().events
+    devices = [(*row[:3], "名前" if row[3] == "client" else row[3]) for row in DEVICES]
+    named = Recording(Events.build(events.start, dict(events.hops), events.facts, devices=devices))
+    for picture in (named.plot.namespaces(), named.plot.timeline(1), named.plot.latency(by="netns")):
+        picture.figure.canvas.draw()
+    assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []

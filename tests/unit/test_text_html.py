@@ -8,7 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import CLIENT, DEVICES, KINDS, Capture, capture, start_record
+from streams import (
+    CLIENT,
+    DEVICES,
+    END,
+    ENTRY,
+    KINDS,
+    LAST,
+    Capture,
+    capture,
+    facts_row,
+    hop,
+    of_hops,
+    start_record,
+    udp_frame,
+)  # fmt: skip
 
 from bpfpath_nb import compare
 from bpfpath_nb.analysis.events import Events
@@ -16,6 +30,7 @@ from bpfpath_nb.errors import OptionError
 from bpfpath_nb.html.frame import frame_html
 from bpfpath_nb.html.summary import summary_html
 from bpfpath_nb.io.summary import packet_lines
+from bpfpath_nb.io.text import columns
 from bpfpath_nb.recording import Recording
 from bpfpath_nb.samples import sample
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
@@ -83,6 +98,19 @@ def test_a_path_reads_as_it_should():
     since = [float(line.split()[0]) for line in hops]
     gaps = [float(line.split()[1]) for line in hops[:-1]]
     np.testing.assert_allclose(np.cumsum(gaps), since[1:], atol=1e-6)
+
+
+def test_wide_names_keep_the_columns_in_line():
+    made = capture(len(KINDS), seed=0).recording().events
+    devices = [(*row[:3], {"client": "名前", "router": "e\u0301"}.get(row[3], row[3])) for row in DEVICES]
+    events = Events.build(made.start, dict(made.hops), made.facts, devices=devices)
+    lines = Recording(events).text(1).splitlines()
+    header = next(line for line in lines if "gap/us" in line)
+    rows = lines[lines.index(header) + 1 :]
+    assert columns("名前") == 4
+    assert columns("e\u0301") == 1
+    assert {columns(line[: line.index("名前")]) for line in rows if "名前" in line} == {header.index("netns")}
+    assert len({columns(line) - len(line.split()[-1]) for line in rows[:6]}) == 1
 
 
 def test_all_packets_are_bounded_and_say_so():
@@ -175,6 +203,37 @@ def test_the_longest_values_stay_within_the_limit():
 @pytest.mark.parametrize("recording", [EMPTY.recording(), capture(300, lost=0.02).recording(), sample("dns")])
 def test_a_terminal_of_80_columns_shows_a_recording_whole(recording):
     assert max(map(len, repr(recording).splitlines())) <= 80
+
+
+def test_a_long_filter_and_headline_are_folded():
+    made = capture(20, lost=0.1)
+    ports = " or ".join(f"port {port}" for port in range(40))
+    recording = made.recording(filter=ports)
+    lines = repr(recording).splitlines()
+    assert max(map(len, lines)) <= 80
+    filter_lines = lines[1 : next(at for at, line in enumerate(lines) if line.startswith("kernel"))]
+    assert " ".join(" ".join(filter_lines).split()) == f"filter {ports}"
+    headline = repr(recording.diagnose()).split("\n\n")[0]
+    assert "The capture is not whole" in " ".join(headline.split())
+    assert max(map(len, headline.splitlines())) <= 80
+    assert max(map(len, repr(made.recording(filter="(" * 100_000)).splitlines())) <= 80
+
+
+def test_a_flow_of_ordinary_width_stays_on_its_line():
+    frame = udp_frame(40000, 55555, "192.168.1.10", "192.168.1.20")
+    hops = [hop("netif_rx", ENTRY), hop("consume_skb", END | LAST)]
+    (line,) = packet_lines(of_hops(*hops, facts=facts_row(frame)).packets, 9)[1:]
+    assert line.split()[-3:] == ["2", "1.000", "consumed"]
+    assert "192.168.1.20:55555  " in line
+
+
+def test_a_fragment_was_not_copied():
+    (second,) = (
+        line
+        for line in of_hops(hop("netif_rx", ENTRY), facts=facts_row(udp_frame(1, 2), parent=7)).text(1).splitlines()
+        if "packet 7" in line
+    )
+    assert "made of packet 7" in second
 
 
 def test_text_and_page_tell_the_same():
