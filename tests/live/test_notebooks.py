@@ -22,7 +22,7 @@ SHOWS = {
     "explore": [
         "24 delivered, 3 dropped",
         "NETFILTER_DROP in nft_do_chain (router)",
-        "packet 25  udp 10.0.1.1:44632 > 10.0.2.2:53  85 bytes\n    dropped: NETFILTER_DROP in nft_do_chain",
+        "packet 25  udp 10.0.1.1:41788 > 10.0.2.2:53  85 bytes\n    dropped: NETFILTER_DROP in nft_do_chain",
         "Packet 25 was dropped (NETFILTER_DROP) by nft_do_chain in netns router",
     ],
     "drops": [
