@@ -55,8 +55,8 @@ PICTURES = [
     Picture("drops-time", "When each was.", 'cases.plot.drops(over="time")', "dark"),
     Picture("heatmap", "Latency over time. Few packets are points, many are counted in cells.", "cases.plot.heatmap()"),
     Picture("lossy", "A capture that lost events says so under every picture.", "lossy.plot.timeline()"),
-    Picture("alignment", "Two captures compared: the paths that differ most, side by side.",
-            "bpfpath_nb.compare(answered, dropped).plot.alignment()"),
+    Picture("alignment", "Two packets compared: their paths, side by side, and where they part.",
+            "bpfpath_nb.compare(dns, packets=(3, 25)).plot.alignment()"),
     Picture("shifts", "And the shifts of the medians, with their intervals.",
             "bpfpath_nb.compare(answered, dropped).plot.shifts()", "dark"),
 ]  # fmt: skip

@@ -52,7 +52,7 @@ def test_it_can_be_read_without_its_style(reader: Page, report: Path, tmp_path: 
     took = f"{packet['total'] / pd.Timedelta('1us'):.3f}"
     for told in (
         f"packets: 27 in {len(recording):,} hops: 24 delivered, 3 dropped",
-        "fault: a hook of netfilter dropped the packet",
+        "fault: a firewall rule dropped a packet that was to be forwarded",
         f"25\t{packet['flow']}\tclient > router\t{packet['hops']}\t{took}\tdropped: NETFILTER_DROP in nft_do_chain",
         "events_lost\t0",
     ):
