@@ -36,9 +36,10 @@ def recorded() -> tuple[dict[str, pd.DataFrame], Recording, dict[str, str]]:
 
 
 def drops(packets: pd.DataFrame) -> set[tuple[str, str, str]]:
-    """(reason, function, namespace) of what was dropped."""
+    """(reason, function, namespace) of what was dropped; what was freed without a word has no reason."""
     dropped = packets[packets["verdict"] == "dropped"]
-    return set(zip(dropped["reason"].astype(str), dropped["where"].astype(str), dropped["netns_of_end"], strict=True))
+    reasons = dropped["reason"].astype(object).fillna("NOT_SPECIFIED")
+    return set(zip(reasons, dropped["where"].astype(str), dropped["netns_of_end"].astype(str), strict=True))
 
 
 def is_named_right(case: Case, packets: pd.DataFrame, netns: str) -> bool:

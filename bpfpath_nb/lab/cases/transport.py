@@ -336,6 +336,7 @@ def filled(scene: Scene, port: int, patience: float) -> tuple[socket.socket, soc
     "the window is shut and the peer sends all the same",
     reason="TCP_ZEROWINDOW TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE",
     where=TCP_STATE,
+    also="NOT_SPECIFIED",  # what nobody has read when the socket is closed
 )
 def tcp_zero_window(scene: Scene) -> None:
     here, there = filled(scene, 7326, 0.1)
