@@ -223,7 +223,8 @@ static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 	if (where.kind & KIND_RELEASE)
 		where.location = consumer(ctx, skb);
 #ifdef HAVE_RETURNS
-	where.call = where.location = ctx[REGISTER_SP / 8];
+	else /* A packet's end has no duration. */
+		where.call = where.location = ctx[REGISTER_SP / 8];
 #endif
 	return hop(0, skb, where);
 }

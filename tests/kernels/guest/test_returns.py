@@ -15,6 +15,7 @@ import pytest
 
 from bpfpath_nb import Capture, tracers
 from bpfpath_nb.errors import RequirementError
+from bpfpath_nb.tracer.probes import FREED
 
 VERSION = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 TRACEFS = Path("/sys/kernel/tracing")
@@ -54,7 +55,7 @@ def rung(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def check(cap: Capture) -> pd.DataFrame:
     df = cap.df
-    probed = df[df["probe"] == "kprobe"]
+    probed = df[(df["probe"] == "kprobe") & (df["func"] != FREED)]  # a packet's end has no duration
     known = probed["duration"].notna()
     print(cap.quality[["ladder", "returns_lost", "hops"]].to_dict(), f"{known.mean():.3f} of the returns")
     one = df.loc[df.index[0][0]]
