@@ -10,7 +10,7 @@
  *
  * TC programs ask always: they see all of a packet, and its addresses as they are on the wire. So does whatever a
  * packet may meet first. What is missed by an entry in between (addresses that were translated before it) is found
- * there: the path then begins at TC.
+ * there: the path then begins at TC. With match="every" each function asks for itself.
  */
 
 struct refusal {

@@ -82,8 +82,6 @@ RANKS = {
     for name in names
 }
 """Entries in the order in which one packet passes them (bpf/asked.h)."""
-ASKING = ("tc_egress", "tc_ingress")
-"""Those of them that always ask the filter."""
 AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
 """Layers in which a packet is at a device, or on its way from one to another."""
 NO_ARGUMENT = 15
@@ -166,9 +164,7 @@ def plan(request: Request, kernel: Kernel, *, with_kprobes: bool) -> Plan:
     made = Plan()
     if request.functions != "drops":  # who wants drops only, wants little cost: no program on any interface
         for name in DIRECTIONS:
-            made.probes.append(
-                Probe(name, "tc", name, name, cookie=len(made.probes) | ENTRY << 16 | _upper(name, ENTRY))
-            )
+            made.probes.append(Probe(name, "tc", name, name, cookie=len(made.probes) | ENTRY << 16 | _upper(name)))
     if with_kprobes and request.functions != "drops":
         _plan_functions(made, request, kernel)
     else:
@@ -207,7 +203,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         if name in ends or name in (EXPANDS, RELEASES) or name in COPIES:
             continue  # the tracepoint shows the same, and the reason; the other comes below
         described = catalogue.find(name)
-        kind = _kind(request, catalogue.layer_of(name), described.entry if described else "")
+        kind = _kind(request, name, catalogue.layer_of(name), described.entry if described else "")
         made.probes.append(_function(name, len(made.probes), kind, register, kernel, name in chosen.final))
         if register == NO_ARGUMENT:
             made.macros["SEARCH_REGISTERS"] = 1
@@ -231,7 +227,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
             made.probes.append(_tracepoint(name, len(made.probes), request, kernel, position, name in chosen.final))
     _tell_what_is_missing(made, chosen)
     for name in chosen.missing if kernel.loaded else ():
-        kind = _kind(request, catalogue.layer_of(name), "")
+        kind = _kind(request, name, catalogue.layer_of(name), "")
         made.awaited.append(_function(name, len(made.probes), kind, NO_ARGUMENT, kernel, False))
         made.probes.append(made.awaited[-1])
     if made.awaited and not kernel.modules:
@@ -248,12 +244,9 @@ def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, fi
     return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, role, final, cookie)
 
 
-def _upper(name: str, kind: int) -> int:
+def _upper(name: str, kind: int = 0) -> int:
     """The part of a cookie that does not depend on where the packet's pointer is found."""
-    rank = RANKS.get(name, 0)
-    if rank and kind & ENTRY and name not in ASKING:
-        kind |= AGAIN
-    return (kind >> 8) << 41 | rank << 45
+    return (kind >> 8) << 41 | RANKS.get(name, 0) << 45
 
 
 def in_register(cookie: int, register: int) -> int:
@@ -318,8 +311,9 @@ def reason_macros(kernel: Kernel) -> dict[str, int]:
     return {"HAVE_REASONS": 1, **({"REASON_CONSUMED": consumed[0]} if consumed else {})}
 
 
-def _kind(request: Request, layer: str, entry: str) -> int:
+def _kind(request: Request, name: str, layer: str, entry: str) -> int:
     kind = ENTRY if _is_entry(request, entry) else 0
+    kind |= AGAIN if request.match == "entry" and entry and name in RANKS else 0
     kind |= DEVICE if layer in AT_DEVICES else AT_SOCKET if layer == "socket" else 0
     kind |= BIRTH if entry == "send" and layer == "ip" else 0  # what is cut into fragments or segments, is cut below
     return kind | (RECEIVE if entry == "receive" and layer == "driver" else 0)
@@ -347,7 +341,7 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
     if described is not None:
         role = described.role or ("drop" if described.drop else "consume" if described.final else "")
         role = role or (described.entry if described.entry in ("receive", "send") else "")
-        kind |= _kind(request, described.layer, described.entry)
+        kind |= _kind(request, name, described.layer, described.entry)
         if described.via:
             kind |= NEIGHBOUR
         if described.final:

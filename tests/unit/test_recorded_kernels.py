@@ -119,6 +119,10 @@ def test_the_filter_is_asked_in_the_order_in_which_a_packet_passes(kernels: dict
     assert max(entries.values()) < 16
     assert "__netif_receive_skb_one_core" not in entries, "TC and the drivers' functions come before"
 
+    every = probes.plan(Request.of({"filter": "udp", "match": "every"}), kernels[release], with_kprobes=True)
+    assert all(probe.entry for probe in every.of_kind("kprobe") if probe.layer != "skb")
+    assert not [probe.name for probe in every.probes if probe.cookie >> 33 & probes.AGAIN], "each asks for itself"
+
 
 @pytest.mark.parametrize("release", ["6.1", "6.12", "7.2"])
 def test_what_a_reader_gives_away_to_be_freed_is_delivered(kernels: dict[str, Kernel], release: str) -> None:
