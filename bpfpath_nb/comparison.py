@@ -221,7 +221,7 @@ def compare(
     recordings = a.recording, (a if b is None else b).recording
     netns_pair = _pair(netns, "netns") if netns is not None and not isinstance(netns, str) else (netns, netns)
     for name in netns_pair:
-        if name is not None and not isinstance(name, str):
+        if netns is not None and not isinstance(name, str):
             raise OptionError(f"netns= takes names of namespaces, and {name!r} is none; `namespaces` lists them.")
     packets_pair = (None, None) if packets is None else _pair(packets, "packets")
     called = _names(names, netns_pair, packets_pair)

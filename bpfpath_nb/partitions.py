@@ -104,9 +104,9 @@ class RecordingInParts:
         return self._whole(delayed(_functions)(looked, picked), "functions")
 
     def _partitions(self, name: str) -> Any:
-        meta = _empty(name)
         if not self._packets:
-            return self._frames.from_pandas(meta, npartitions=1)
+            return self._frames.from_pandas(_plain(getattr(Recording(_no_events()), name)), npartitions=1)
+        meta = _empty(name)
         frames = [self._dask.delayed(_frame)(self._path, at, name) for at in range(len(self._packets))]
         divisions = (*(first for first, _ in self._packets), self._packets[-1][1])
         return self._frames.from_delayed(frames, meta=meta, divisions=divisions, verify_meta=False)

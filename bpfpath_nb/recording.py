@@ -191,7 +191,8 @@ class RecordingViews(Exports):
         expression : str
             As `DataFrame.query` takes it, for instance `"verdict == 'dropped' and netns == 'web'"`; `@name` is a
             variable of yours. `netns` is where the packet was first seen; of all that it visited,
-            `"namespaces.str.contains('web')"`.
+            `"namespaces.str.contains('web')"`. It is code of yours, and may call methods of the columns: take none from
+            somebody whose code you would not run.
 
         Raises
         ------

@@ -83,12 +83,7 @@ def redact(events: Events, key: bytes) -> Events:
         stacks=stacks,
         processes={pid: other.name("process", comm) for pid, comm in events.processes.items()},
         devices=names,
-        locations={
-            int(moved): named
-            for moved, named in zip(
-                to(np.array(list(events.locations), np.uint64)).tolist(), events.locations.values(), strict=True
-            )
-        },
+        locations=_locations(events, to),
         end=end,
     )
 
@@ -126,6 +121,19 @@ def _kernel_addresses(events: Events) -> Any:
         return moved[np.searchsorted(known, addresses)] if len(addresses) else addresses.copy()
 
     return to
+
+
+def _locations(events: Events, to: Any) -> dict[int, tuple[str, int]]:
+    """The names of places in the kernel, under their new addresses.
+
+    A place without a name, such as the code of a BPF program, is called by its address (the tracer does, as kallsyms
+    knows none), and that tells where modules lie as much as the address itself.
+    """
+    moved = to(np.array(list(events.locations), np.uint64)).tolist()
+    return {
+        address: (f"{address:#x}" if symbol.startswith("0x") else symbol, offset)
+        for address, (symbol, offset) in zip(moved, events.locations.values(), strict=True)
+    }
 
 
 # --- packets

@@ -7,7 +7,7 @@ recording, since in what is left every jump of a CPU's count may be a hop of a p
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,12 @@ from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.filter.stored import matches
+from bpfpath_nb.printable import printable
+
+_UNANSWERED: Final = (
+    SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError, re.error
+)  # fmt: skip
+"""What pandas raises for expressions that it does not take, or whose numbers are none of the column's."""
 
 
 def where(events: Events, expression: str | Filter) -> Events:
@@ -40,20 +46,21 @@ def query(events: Events, packets: pd.DataFrame, expression: str, level: int) ->
 
 def holding(frame: pd.DataFrame, expression: str, level: int = 0) -> npt.NDArray[np.bool_]:
     """Of each row whether an expression over the columns holds; `level` calls above is who asks."""
+    asked = printable(repr(expression))
     try:
         chosen: Any = frame.eval(expression, level=level + 1)
         if getattr(chosen, "shape", None) != (len(frame),) or chosen.dtype.kind != "b":
             raise TypeError("it is not true or false for each row")
     except (pd.errors.UndefinedVariableError, KeyError) as error:
         raise OptionError(
-            f"The query {expression!r} asks for what is no column: {error}. There are: "
+            f"The query {asked} asks for what is no column: {printable(str(error))}. There are: "
             f"{', '.join([*(str(name) for name in frame.index.names if name), *frame.columns])}."
         ) from None
-    except (SyntaxError, ValueError, TypeError, AttributeError, NotImplementedError, re.error) as error:
+    except _UNANSWERED as error:
         raise OptionError(
-            f"The query {expression!r} cannot be answered: {error}. It is an expression as `packets.query` takes it, "
-            "for instance \"verdict == 'dropped' and netns == 'web'\"; strings stand in quotes, and so do "
-            "moments, with their zone: \"first > '2026-01-31 12:00:00Z'\"."
+            f"The query {asked} cannot be answered: {printable(str(error))}. It is an expression as `packets.query` "
+            "takes it, for instance \"verdict == 'dropped' and netns == 'web'\"; strings stand in quotes, and so do "
+            "durations, \"total > '5ms'\", and moments, with their zone: \"first > '2026-01-31 12:00:00Z'\"."
         ) from None
     return pd.Series(chosen).fillna(False).to_numpy(bool)
 

@@ -116,7 +116,7 @@ def _snapshots(recording: Recording, which: slice, taken: npt.NDArray[np.intp]) 
     facts = events.facts[events.fact_of[row]]
     told = {"hop": events.hop[row]} | {name: facts[name] for name in _SNAPSHOT}
     within = np.repeat(np.arange(facts["headers"].shape[1])[None], len(facts), 0) < facts["caplen"][:, None]
-    digits = _hexadecimal(facts["headers"]).reshape(len(facts), -1, 2)[within]
+    digits = _hexadecimal(facts["headers"]).reshape(*within.shape, 2)[within]
     offsets = np.concatenate(([0], np.cumsum(facts["caplen"].astype(np.int32) * 2))).astype(np.int32)
     headers = pa.StringArray.from_buffers(len(facts), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(digits)))
     return join("{", _fields(pd.DataFrame(told)), ',"headers":"', headers, '"}')
@@ -156,7 +156,7 @@ def _values(column: pd.Series[Any]) -> Any:
 def _hexadecimal(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Two digits for each byte of a matrix."""
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
-    return np.stack([digits[data >> 4], digits[data & 15]], axis=-1).reshape(len(data), -1)
+    return np.stack([digits[data >> 4], digits[data & 15]], axis=-1).reshape(len(data), 2 * data.shape[1])
 
 
 def _lists(objects: Any, counts: npt.NDArray[Any]) -> Any:

@@ -21,6 +21,9 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     "half a packet": (lambda rec: rec.text(limit=1.5), "limit="),
     "nothing to compare": (lambda rec: compare(None, rec), "not NoneType"),  # type: ignore[arg-type]
     "number of a namespace": (lambda rec: compare(rec, netns=("client", 3)), "3 is none"),  # type: ignore[arg-type]
+    "one namespace of two": (lambda rec: compare(rec, netns=("client", None)), "None is none"),  # type: ignore[arg-type]
+    "a number too large": (lambda rec: rec.query("hops ** 99999999999 > 1"), "cannot be answered"),
+    "a query without end": (lambda rec: rec.query("hops > 1" + " and hops > 1" * 3000), "cannot be answered"),
     "lists of lists": (lambda rec: compare(rec, packets=([[1], [2, 3]], [3])), "by their numbers"),  # type: ignore[arg-type, list-item]
     "a table": (lambda rec: compare(rec, packets=([[1], [2]], [3])), "by their numbers"),  # type: ignore[arg-type, list-item]
     "number of a path": (lambda rec: compare(rec, packets=(1, 2)).align(3), "the path '3'"),  # type: ignore[arg-type]

@@ -86,6 +86,15 @@ def test_names_with_quotes_and_numbers_that_are_none_stay_json() -> None:
     assert head["start"]["host"] == 'a"b\\c\u2028'
 
 
+def test_packets_without_any_bytes_have_no_snapshots() -> None:
+    made = Capture(np.zeros(2, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
+    made.events["packet"] = made.events["time"] = made.events["seq"] = [1, 2]
+
+    packets = strict(made.recording().to_json())[1:]
+
+    assert [packet["snapshots"] for packet in packets] == [[], []]
+
+
 def test_a_recording_of_nothing_is_its_first_line() -> None:
     empty = Capture(np.empty(0, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {}).recording()
 

@@ -65,7 +65,7 @@ def test_of_nothing_there_are_empty_frames(tmp_path):
     for name in ("packets", "paths", "functions"):
         found = getattr(whole, name).compute()
         assert len(found) == 0
-        assert list(found.columns) == list(getattr(recording, name).columns)
+        pd.testing.assert_frame_equal(found, getattr(recording, name))
 
 
 def test_what_is_in_no_file_has_to_be_saved_first(recording):

@@ -166,6 +166,17 @@ def test_how_the_kernels_memory_is_laid_out_is_not_told() -> None:
     assert redacted.drops[["func", "offset", "stack"]].equals(recording.drops[["func", "offset", "stack"]])
 
 
+def test_a_place_without_a_name_is_not_called_by_its_address() -> None:
+    recording = sample("dns")
+    places = {f"{address:#x}" for address in recording.events.locations}
+    assert places & {symbol for symbol, _ in recording.events.locations.values()}  # a BPF program's code
+
+    redacted = recording.redact(KEY)
+
+    assert not places & {symbol for symbol, _ in redacted.events.locations.values()}
+    assert not [address for address in places if address in redacted.to_json()]
+
+
 def test_calls_and_their_returns_still_find_each_other() -> None:
     made = Capture(np.zeros(2, EVENT_DTYPE), np.empty(0, FACTS_DTYPE), np.empty(0), {})
     made.events["packet"], made.events["func"] = 1, 10

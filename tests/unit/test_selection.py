@@ -109,6 +109,14 @@ def test_query_names_what_there_is(recording, expression, message):
         recording.query(expression)
 
 
+def test_a_query_that_cannot_be_answered_is_told_in_a_few_lines(recording):
+    for expression in ("x" * 100_000, "hops > '" + "\x1b[2J" * 10_000 + "'", "hops > 1" + " and hops > 1" * 3000):
+        with pytest.raises(OptionError) as caught:
+            recording.query(expression)
+        assert len(str(caught.value)) < 1200
+        assert str(caught.value).isprintable()
+
+
 FILTERS = (
     "udp port 53", "tcp[tcpflags] & tcp-syn != 0", "ip6 and udp", "arp", "vlan 5 and udp", "host 10.0.0.2", "less 60",
     "ether[0] & 1 = 0 and ip[2:2] > 40", "not ip", "ip[(ip[0] & 15) * 4 + 2:2] = 53", "len % 7 = 0", "vlan",
