@@ -184,11 +184,13 @@ def capture(
     weights: tuple[float, ...] | None = None,
     spread: str = "even",
     delay: dict[str, int] | None = None,
+    run: float = 1,
 ) -> Capture:
     """Make up a capture of so many packets, of which a share of the events was lost.
 
     `weights` are the kinds' shares, else all are as likely and each occurs. `spread` says how the gaps are drawn (see
-    `SPREADS`), `delay` how many ns are added after each hop in a function.
+    `SPREADS`), `delay` how many ns are added after each hop in a function, `run` how many packets of a kind come in a
+    row on average.
     """
     random = np.random.default_rng(seed)
     templates = [_template(KINDS[kind]) for kind in kinds]
@@ -198,6 +200,9 @@ def capture(
         kind = random.choice(len(kinds), packets, p=weights)
     elif packets >= len(kinds):
         kind[: len(kinds)] = np.arange(len(kinds))
+    if run > 1:
+        begins = np.where(random.random(packets) < 1 / run, np.arange(packets), 0)
+        kind = kind[np.maximum.accumulate(begins)]
     counts = sizes[kind]
     first = np.cumsum(counts) - counts
     which = np.repeat(np.arange(packets), counts)

@@ -17,7 +17,7 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.hops import timedeltas
 from bpfpath_nb.analysis.shifts import Shifts
-from bpfpath_nb.analysis.significance import LEVEL, difference_interval, holm, in_reach, share_test
+from bpfpath_nb.analysis.significance import LEVEL, Tally, compare_shares, difference_interval, holm, in_reach
 from bpfpath_nb.schema import CHANGES, Column
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -33,7 +33,10 @@ _CLAIMS: Final = ("added", "gone", "shifted", "slower", "faster")
 
 @dataclass(frozen=True)
 class Shares:
-    """Of several things how many packets of a and b have each, out of how many, and the test of that."""
+    """Of several things how many packets of a and b have each, out of how many, and the test of that.
+
+    `effect` is the design effect (`analysis.significance`).
+    """
 
     count_a: Ints
     count_b: Ints
@@ -41,15 +44,16 @@ class Shares:
     of_b: int
     p: Floats
     least: Floats
+    effect: Floats
 
     @classmethod
-    def of(cls, counts: Sequence[Ints], of: Sequence[int]) -> Shares:
+    def of(cls, a: Tally, b: Tally) -> Shares:
         """Test the shares of a and of b."""
-        return cls(counts[0], counts[1], of[0], of[1], *share_test(counts[0], of[0], counts[1], of[1]))
+        return cls(a.total, b.total, a.packets, b.packets, *compare_shares(a, b))
 
     def columns(self, p: Floats) -> dict[str, Any]:
         """The columns, with the corrected p."""
-        low, high = difference_interval(self.count_a, self.of_a, self.count_b, self.of_b)
+        low, high = difference_interval(self.count_a, self.of_a, self.count_b, self.of_b, self.effect)
         share_a, share_b = self.count_a / max(self.of_a, 1), self.count_b / max(self.of_b, 1)
         return {
             "packets_a": self.count_a.astype(np.uint32),

@@ -34,6 +34,7 @@ from bpfpath_nb.analysis.packets import given_up_by
 from bpfpath_nb.analysis.paths import Paths, find_paths
 from bpfpath_nb.analysis.shifts import Observations, shifts
 from bpfpath_nb.analysis.sides import Selection, Side, Sides, sides, visits
+from bpfpath_nb.analysis.significance import Tally
 from bpfpath_nb.analysis.whole import one_name, whole
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.schema import CHANGES, LAYERS, QUEUES, TRANSITION_KINDS, VERDICTS
@@ -140,7 +141,7 @@ class Tables:
         """schema.COMPARED_PATHS."""
         paths = self._paths
         which, known = (self._path_of(0), self._path_of(1)), len(paths.ids)
-        shares = Shares.of([np.bincount(of, minlength=known) for of in which], [len(of) for of in which])
+        shares = Shares.of(*(Tally.of(np.arange(len(of)), of, known, len(of)) for of in which))
         verdict, hops = np.zeros((known, len(VERDICTS)), np.int64), np.zeros(known, np.uint32)
         for of, side, selection, fates in zip(which, self._both_sides(), self.selections, self.fates, strict=True):
             of_packet = np.full(len(selection.packets), -1, np.int8)
@@ -287,10 +288,13 @@ class Tables:
             key = key * (len(known) + 1) + codes + 1
         which, distinct_keys = pd.factorize(key)
         _, example = np.unique(which, return_index=True)
-        counts = [
-            np.bincount(part, minlength=len(distinct_keys)) for part in (which[: len(rows[0])], which[len(rows[0]) :])
-        ]
-        shares = Shares.of(counts, [len(fates.packets) for fates in self.fates])
+        parts = which[: len(rows[0])], which[len(rows[0]) :]
+        shares = Shares.of(
+            *(
+                Tally.of(at, part, len(distinct_keys), len(fates.packets))
+                for at, part, fates in zip(rows, parts, self.fates, strict=True)
+            )
+        )
         corrected = corrected_p(shares)
         index = pd.MultiIndex.from_arrays(
             [names.categorical(codes[example], known) for codes, known in levels], names=["reason", "func", "netns"]
@@ -301,8 +305,12 @@ class Tables:
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """schema.COMPARED_VERDICTS."""
-        counts = [np.bincount(fates.verdict, minlength=len(VERDICTS)) for fates in self.fates]
-        shares = Shares.of(counts, [len(fates.packets) for fates in self.fates])
+        shares = Shares.of(
+            *(
+                Tally.of(np.arange(len(fates.packets)), fates.verdict, len(VERDICTS), len(fates.packets))
+                for fates in self.fates
+            )
+        )
         begun, _ = _shared([fates.begun for fates in self.fates], only_common=True)
         decided, _ = _shared([fates.netns for fates in self.fates], only_common=True)
         way = begun.astype(np.int64) << 32 | (decided + 1)
@@ -340,11 +348,11 @@ class Tables:
 
     def _durations(self, place: Sequence[Ints], count: int) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
         """Columns of shares and latencies of places, given each hop's; and which places any packet passed."""
-        counts, parts = [], []
+        tallies, parts = [], []
         for side, of in zip(self._both_sides(), place, strict=True):
-            counts.append(_passing(side.packet, of, count))
+            tallies.append(_passing(side, of, count))
             parts.append(visits(side, of, count))
-        shares = Shares.of(counts, [len(side.first) for side in self._both_sides()])
+        shares = Shares.of(*tallies)
         latency = shifts(
             Observations(
                 np.concatenate([part.place for part in parts]).astype(np.int64),
@@ -358,18 +366,20 @@ class Tables:
         columns = shares.columns(corrected[0]) | latency_columns(latency, corrected[1])
         by_share, by_time = shares.changes(corrected[0]), latency_changes(latency, corrected[1])
         columns["change"] = first_claim(one_sided(by_share), by_time, by_share)
-        return columns, counts[0] + counts[1] > 0
+        return columns, shares.count_a + shares.count_b > 0
 
 
-def _passing(packet: Ints, place: Ints, count: int) -> Ints:
-    """Of each place how many packets passed it; those of place -1 passed none."""
-    at = packet.astype(np.int64) * (count + 1) + (place + 1)
-    packets = int(packet.max(initial=-1)) + 1
+def _passing(side: Side, place: Ints, count: int) -> Tally:
+    """How many packets passed each place, given each hop's; hops of place -1 count for none."""
+    packets = len(side.first)
+    at = np.repeat(np.arange(packets) * np.int64(count + 1), side.counts) + (place + 1)
     if packets * (count + 1) <= _MOST_MARKS:
         marks = np.zeros(packets * (count + 1), bool)
         marks[at] = True
-        return np.asarray(marks.reshape(packets, count + 1).sum(axis=0)[1:])
-    return np.bincount(pd.unique(at) % (count + 1), minlength=count + 1)[1:]
+        return Tally.of_marks(marks.reshape(packets, count + 1)[:, 1:])
+    at = pd.unique(at)
+    packet, passed = np.divmod(at[at % (count + 1) > 0], count + 1)
+    return Tally.of(packet, passed - 1, count, packets)
 
 
 def _shared(named: Sequence[names.Named], *, only_common: bool = False) -> tuple[Ints, list[str]]:

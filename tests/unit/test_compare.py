@@ -12,7 +12,7 @@ from bpfpath_nb import Recording, compare, sample, schema
 from bpfpath_nb.analysis.compare import Tables
 from bpfpath_nb.analysis.shifts import Observations, shifts
 from bpfpath_nb.analysis.sides import Selection
-from bpfpath_nb.analysis.significance import difference_interval, holm, in_reach, share_test
+from bpfpath_nb.analysis.significance import Tally, compare_shares, difference_interval, holm, in_reach, share_test
 from bpfpath_nb.errors import NamespaceError, OptionError
 
 TABLES = ("verdicts", "drops", "paths", "functions", "transitions", "places")
@@ -66,6 +66,45 @@ def test_what_does_not_differ_is_not_claimed_to() -> None:
         alarms += [(at, found)] if found else []
 
     assert len(alarms) < 10, alarms
+
+
+def test_packets_that_come_in_runs_are_not_taken_for_a_difference() -> None:
+    """Before and after, as they are captured: full queues drop in bursts, and transfers send many packets alike."""
+    alike = {"kinds": (*USUAL, "filtered", "tapped"), "weights": (0.5, 0.2, 0.2, 0.07, 0.03)}
+    captures = [[rec(12_000, 10 * at + seed, run=run, **alike) for seed in (1, 2)] for at, run in enumerate((2, 5, 10))]
+    alarms = []
+    for at in range(60):
+        sides, size = [], (200, 400)[at // 3 % 2]
+        for recording in captures[at % 3]:
+            chosen = np.zeros(12_000, bool)
+            chosen[at // 6 * 400 :][:size] = True
+            sides.append(part(recording, chosen))
+        found = claims(Tables(*sides))
+        alarms += [(at, found)] if found else []
+
+    assert len(alarms) <= 3, alarms
+
+
+@pytest.mark.parametrize("run", [1, 5])
+def test_the_test_of_shares_allows_for_runs_and_still_finds(run: int) -> None:
+    random = np.random.default_rng(9)
+    things, packets, shares = 400, 600, (0.1, 0.1, 0.4)
+    a, same, more = (
+        np.repeat(random.random((things, packets // run)) < share, run, axis=1).nonzero() for share in shares
+    )
+
+    def tested(b):
+        tallies = [Tally.of(packet, thing, things, packets) for thing, packet in (a, b)]
+        p, _, effect = compare_shares(*tallies)
+        low, high = difference_interval(tallies[0].total, packets, tallies[1].total, packets, effect)
+        return p, low, high
+
+    p, low, high = tested(same)
+    assert (p < 0.05).mean() < 0.06
+    assert ((low <= 0) & (high >= 0)).mean() > 0.92
+    p, low, high = tested(more)
+    assert (p < 0.001).mean() > 0.9
+    assert ((low <= 0.3) & (high >= 0.3)).mean() > 0.92
 
 
 @pytest.mark.parametrize("spread", streams.SPREADS)
