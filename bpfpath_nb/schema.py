@@ -430,9 +430,7 @@ _SHARES: Final = (
     Column("difference", "float64", "share_b less share_a"),
     Column("difference_low", "float64", "its 95 % confidence interval (Newcombe): from"),
     Column("difference_high", "float64", "to"),
-    Column(
-        "share_p", "float64", "of Fisher's exact test, or between blocks of packets, corrected (Holm); NaN if untested"
-    ),
+    Column("share_p", "float64", "of Fisher's test or between blocks, corrected (Holm); NaN where too few for it"),
 )
 
 _LATENCIES: Final = (

@@ -4,7 +4,8 @@
 over its hops there. Hops of one packet are not independent, packets are the unit. Nor are packets that follow each
 other, since they meet the same queue and the same warm caches; so every variance is taken between blocks of
 consecutive packets (at most `BLOCKS` on each side), which is never far from the plain one where they do not depend on
-each other, and the right one where they do.
+each other, and the right one where they do, as long as what they share is shorter than a block. So blocks are taken
+two by two, too, until `FEWEST_BLOCKS` remain, and the largest variance counts.
 
 **Like with like.** Half as many answers make every function that only answers pass look changed. So packets are
 compared within strata, packets that passed the place in the same way (`analysis.sides`), and the strata are put
@@ -26,6 +27,7 @@ values to draw from.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,13 +38,11 @@ from scipy import special
 
 from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.analysis.sequences import stable_order
+from bpfpath_nb.analysis.significance import BLOCKS, FEWEST_BLOCKS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]
 Spans = npt.NDArray[np.int64]
-
-BLOCKS: Final = 40
-"""Most blocks of consecutive packets on one side."""
 
 FEWEST: Final = 4
 """Packets that each side must have in a place, in strata that both have, to be tested."""
@@ -229,15 +229,29 @@ class _Sample:
         sizes = size.reshape(2, places), blocks.reshape(2, places)
         return cls(places, seen, cell, of_cell, count, group, sizes[0], block, sizes[1], by_value)
 
-    def variance(self, influence: Floats) -> Floats:
-        """Of each group's sum of the rows' influences the variance, taken between blocks."""
+    def variances(self, influence: Floats) -> Iterator[Floats]:
+        """Of each group's sum of the rows' influences the variance, taken between blocks.
+
+        Once for each size of blocks: two by two they are taken together, as long as enough remain.
+        """
         count = self.blocks.reshape(-1)
         total = np.bincount(self.block, influence, minlength=int(count.sum()))
-        group = np.repeat(np.arange(len(count)), count)
-        mean = np.bincount(group, total, minlength=len(count)) / np.maximum(count, 1)
-        spread = np.bincount(group, (total - mean[group]) ** 2, minlength=len(count))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.where(count > 1, spread * count / (count - 1), np.inf).reshape(2, self.places))
+        while True:
+            group = np.repeat(np.arange(len(count)), count)
+            mean = np.bincount(group, total, minlength=len(count)) / np.maximum(count, 1)
+            spread = np.bincount(group, (total - mean[group]) ** 2, minlength=len(count))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                variance = np.where(count > 1, spread * count / (count - 1), np.inf)
+            yield variance.reshape(2, self.places)
+            many = count >= 2 * FEWEST_BLOCKS
+            if not many.any():
+                return
+            within = np.arange(len(group)) - np.repeat(np.cumsum(count) - count, count)
+            count = np.where(many, (count + 1) // 2, count)
+            to = np.repeat(np.cumsum(count) - count, np.bincount(group, minlength=len(count))) + np.where(
+                many[group], within // 2, within
+            )
+            total = np.bincount(to, total, minlength=int(count.sum()))
 
     def centred(self, values: Floats) -> Floats:
         """The rows' values less their mean in the cell and side, as widely spread as those of the whole are."""
@@ -271,16 +285,16 @@ def _rank_test(sample: _Sample) -> tuple[Floats, Floats, Floats]:
     squares = np.bincount(sample.cell, rank**2, minlength=cells)
     relabelled = by_place(weight * squares / np.maximum(count - 1, 1))
     influence = sample.centred(rank) * (weight / np.maximum(sample.count, 1))[seen.side.astype(np.intp), sample.cell]
-    variance = sample.variance(influence)
     with np.errstate(divide="ignore", invalid="ignore"):
-        by_labels = 2 * special.ndtr(-np.abs(effect) / np.sqrt(relabelled))
-        between = variance.sum(axis=0)
-        freedom = between**2 / (variance**2 / np.maximum(sample.blocks - 1, 1)).sum(axis=0)
-        by_blocks = 2 * special.stdtr(freedom, -np.abs(effect) / np.sqrt(between))
+        largest = 2 * special.ndtr(-np.abs(effect) / np.sqrt(relabelled))
+        for variance in sample.variances(influence):
+            between = variance.sum(axis=0)
+            freedom = between**2 / (variance**2 / np.maximum(sample.blocks - 1, 1)).sum(axis=0)
+            largest = np.fmax(largest, 2 * special.stdtr(freedom, -np.abs(effect) / np.sqrt(between)))
     ways = special.gammaln(count + 1) - special.gammaln(count_a + 1) - special.gammaln(count_b + 1)
     least = np.minimum(2 * np.exp(-by_place(np.where(both, ways, 0.0))), 1)
     # No spread at all: nothing differs.
-    p = np.where(relabelled > 0, np.fmax(np.fmax(by_labels, by_blocks), least), 1.0)
+    p = np.where(relabelled > 0, np.fmax(largest, least), 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 0.5 + effect / weights, np.minimum(p, 1), least
 
@@ -357,7 +371,8 @@ class _WeightedOrder:
         found = self.quantile(0.5).reshape(-1)
         middle = found[sample.group]
         below = (value < middle) + 0.5 * (value == middle) - 0.5
-        error = np.sqrt(sample.variance(sample.centred(below) * self.weight / self.total[sample.group]).reshape(-1))
+        influence = sample.centred(below) * self.weight / self.total[sample.group]
+        error = np.sqrt(np.max(list(sample.variances(influence)), axis=0).reshape(-1))
         freedom = np.maximum(sample.blocks.reshape(-1) - 1, 1)
         margin = special.stdtrit(freedom, 0.975) * error
         low = _at(self.stands, self.value, size, 0.5 - margin, "below")

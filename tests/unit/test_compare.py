@@ -127,10 +127,11 @@ def test_the_interval_of_a_shift_holds_the_truth(spread: str) -> None:
         assert (found.p[~np.isnan(found.p)] < 0.01).mean() > (0 if size_a == 8 else 0.5)
 
 
-def test_bursts_are_not_taken_for_a_difference() -> None:
+@pytest.mark.parametrize(("size", "run"), [(60, 5), (200, 10), (400, 10), (1000, 30)])
+def test_bursts_are_not_taken_for_a_difference(size: int, run: int) -> None:
     """Packets in runs that are slow together: the plain rank test finds differences in most of such captures."""
     random = np.random.default_rng(5)
-    places, size, run = 300, 400, 10
+    places = 300
     value = np.repeat(random.lognormal(8, 1, 2 * places * size // run), run).astype(np.int64)
     place = np.tile(np.repeat(np.arange(places), size), 2)
     side = np.repeat([False, True], places * size)
