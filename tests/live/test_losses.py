@@ -35,9 +35,16 @@ s = socket.socket(type=socket.SOCK_DGRAM)
 s.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
 s.bind(("", int(sys.argv[1])))
 print("ready", flush=True)
-for _ in range(int(sys.argv[2])):
-    s.recv(2000)
-print("all", flush=True)
+s.settimeout(60)
+count = 0
+try:
+    while count < int(sys.argv[2]):
+        s.recv(2000)
+        count += 1
+        s.settimeout(5)
+except TimeoutError:
+    pass
+print(count, flush=True)
 """
 # On one CPU: of ten datagrams nine are dropped at once, and one is sent by the qdisc's timer, which interrupts.
 INTERRUPTED = """
@@ -53,13 +60,14 @@ for i in range(int(sys.argv[2])):
 
 
 def blast(lab: Lab, port: int, count: int) -> None:
-    """Send so many datagrams across the router, and have all of them read."""
+    """Send so many datagrams across the router, and have all of them read; the reader waits 5 s for one at most."""
     sink = lab.popen("server", ["python3", "-c", SINK, str(port), str(count)], stdout=subprocess.PIPE)
     assert sink.stdout is not None
     assert sink.stdout.readline() == "ready\n"
     lab.run("client", ["python3", "-c", BLAST, lab.address("server"), str(port), str(count)], timeout=60)
-    assert sink.stdout.readline() == "all\n"
+    read = int(sink.stdout.readline())
     sink.wait(5)
+    assert read == count, f"{count - read} of {count} datagrams were lost on their way to the reader"
 
 
 def test_buffers_are_reused_and_packets_stay_apart(lab: Lab) -> None:
