@@ -27,7 +27,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 		find_freer(ctx, &freer);
 		skb = copy.skb;
 		forget_head(skb);
-		if (freer.expanding && !is_ignored(&copy) && !moved.update(&skb, &copy)) {
+		if (skb && freer.expanding && !is_ignored(&copy) && !moved.update(&skb, &copy)) {
 			COUNT(&state->moved);
 			return 0;
 		}
@@ -47,12 +47,13 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 		__sync_fetch_and_add(&state->moved, -1);
 	}
 	__sync_fetch_and_add(&state->tagged, -1);
-	if (is_ignored(&copy))
-		return 0;
+	if (is_ignored(&copy) || !skb)
+		return 0; /* nobody's, or what stayed behind when the packet got another buffer */
 	where.location = freer.location;
 	place.netns = copy.netns;
 	if (namespace_wanted(&place))
-		send_event(state, &copy, bpf_ktime_get_ns(), skb, &where, EVENT_END | EVENT_LAST);
+		send_event(state, &copy, bpf_ktime_get_ns(), skb, &where,
+			   EVENT_END | (copy.parted ? 0 : EVENT_LAST));
 	return 0;
 }
 #endif

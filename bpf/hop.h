@@ -73,6 +73,18 @@ static __always_inline int is_last(const struct sk_buff_copy *copy)
 	return read_u32(MEMBER(copy, u64, sk_buff__head), end + skb_shared_info__dataref) == bias;
 }
 
+/* TCP of kernels without reasons frees what it drops without a word, as it frees what it has used. It counts it before,
+ * at the socket. */
+#ifdef FUNC_tcp_drop
+static __always_inline void note_tcp_drop(const struct path *path, struct where *where)
+{
+	if (path->protocol == 6 && where->socket && read_u32(where->socket, sock__sk_drops) != path->drops)
+		where->func = FUNC_tcp_drop;
+	else
+		where->drop = 0;
+}
+#endif
+
 /* 1 where a call was opened: the function's return is of interest. */
 static __always_inline int hop(void *tc, u64 skb, struct where where)
 {
@@ -85,7 +97,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct path *path;
 	u64 now, head, task, dev, flow = 0;
 	u64 *former = 0;
-	u32 pid, translated, entry, asked, mark = 0;
+	u32 pid, translated, entry, asked, former_netns, last = 0, mark = 0;
 	u16 flags = 0;
 	struct header header = {};
 	int opened = 0;
@@ -115,6 +127,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		return 0;
 	if (path && where.kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) &&
 	    BITS(&copy, sk_buff__head_frag)) {
+		send_unseen(state, path, now);
 		path_remove(state, head);
 		path = 0;
 	}
@@ -189,10 +202,15 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	path->kind = where.kind;
 	path->dev = dev;
 	path->protocol = header.protocol;
+	former_netns = path->netns;
 	path->netns = place.netns;
 	path->ifindex = place.ifindex;
 	path->len = MEMBER(&copy, u32, sk_buff__len);
 	path->mark = MEMBER(&copy, u32, sk_buff__mark);
+#ifdef FUNC_tcp_drop
+	if (where.socket)
+		path->drops = read_u32(where.socket, sock__sk_drops);
+#endif
 #ifdef SOCKET_UNTOLD
 	/* Between devices it is on its way to another socket, if to any. */
 	if (where.socket || where.kind & KIND_DEVICE)
@@ -200,13 +218,21 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	else if (path->skb == skb)
 		where.socket = path->socket;
 #endif
+#ifdef FUNC_tcp_drop
+	if (where.kind & KIND_RELEASE)
+		note_tcp_drop(path, &where);
+#endif
 	note_source(path, &copy, &header, where.kind, now);
 	if (BITS(&copy, sk_buff__cloned))
 		flags |= EVENT_CLONE;
 	if (where.kind & KIND_END) {
 		flags |= EVENT_END;
-		if (is_last(&copy))
+		last = is_last(&copy);
+		if (last && !path->parted)
 			flags |= EVENT_LAST;
+		/* The last end, of which no place is known, is where the packet was. */
+		if (last && !place.netns)
+			place.netns = former_netns;
 		forget_head(skb);
 	} else if (path->skb != skb) {
 		path->skb = skb;
@@ -221,16 +247,20 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 			opened = open_call(state, path, skb, &where);
 #endif
 	}
-	if (where.kind & KIND_EXPAND && !moved.update(&skb, path)) {
-		COUNT(&state->moved);
-		COUNT(&state->tagged);
+	if (where.kind & KIND_EXPAND) {
 		/* Nobody else holds the first buffer, so that it is freed there, without a word. */
-		if (is_last(&copy))
-			path_remove(state, head);
+		last = is_last(&copy);
+		path->parted |= !last;
+		if (!moved.update(&skb, path)) {
+			COUNT(&state->moved);
+			COUNT(&state->tagged);
+		} else {
+			last = 0;
+		}
 	}
 	if (where.kind & KIND_END)
 		forget_moved(state, skb);
-	if (flags & EVENT_LAST)
+	if (last)
 		path_remove(state, head);
 	return opened;
 end:

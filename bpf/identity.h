@@ -31,10 +31,11 @@
  * socket, it was read. (is_reused)
  *
  * A packet may outlive its buffer: pskb_expand_head() copies the data to another one and lets go of the
- * first, which may stay with a clone (what TCP keeps to send again); then both carry the number on. Where
- * that function can be probed, the entry is copied to `moved`, under the sk_buff's address, until the sk_buff
- * is seen with its new buffer. Elsewhere the allocator's call with pskb_expand_head() on the stack tells of
- * it, and an unknown buffer under an sk_buff that was followed just now (`heads`) is its new one.
+ * first, which may stay with a clone (what TCP keeps to send again); then both carry the number on, and the
+ * end of either is not that of the packet's data (`parted`). Where that function can be probed, the entry is
+ * copied to `moved`, under the sk_buff's address, until the sk_buff is seen with its new buffer. Elsewhere the
+ * allocator's call with pskb_expand_head() on the stack tells of it, and an unknown buffer under an sk_buff that
+ * was followed just now (`heads`) is its new one.
  *
  * Some packets are made of others, and get numbers of their own with their `parent`: the segments of a large packet
  * (GSO), fragments, copies. They have new buffers, so what they are made of has to be seen by their circumstances:
@@ -61,6 +62,8 @@ struct path {
 	u32 ifindex;
 	u32 len;
 	u32 mark;
+	u32 drops;  /* its socket's count of these when the packet was given to it (note_tcp_drop) */
+	u32 parted; /* another buffer carries the number on, or did */
 	u16 snapshot;
 	u16 func; /* where it was seen last */
 	u16 kind; /* of the probe that saw it last */
@@ -177,8 +180,14 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 		return 0;
 	if (kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE))
 		return 0;
+	path->parted = 1;
 	if (skb_map.insert(&head, path))
 		return 0;
+	/* What stays behind is another sk_buff's, of which nothing is known. */
+	path->skb = 0;
+	path->netns = 0;
+	path->ifindex = 0;
+	path->dev = 0;
 	COUNT(&state->tagged);
 	return skb_map.lookup(&head);
 }
@@ -194,7 +203,7 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 static __always_inline int is_reused(const struct path *path, const struct sk_buff_copy *copy, u32 rank,
 				     u64 now)
 {
-	if (BITS(copy, sk_buff__cloned) || !path->skb)
+	if (BITS(copy, sk_buff__cloned) || (!path->skb && !path->parted))
 		return 0;
 	if (path->skb != copy->skb)
 		return 1;

@@ -220,8 +220,12 @@ static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 		where.socket = ctx[REGISTER_0 / 8];
 #endif
 	where.rank = COOKIE_RANK(cookie);
-	if (where.kind & KIND_RELEASE)
+	if (where.kind & KIND_RELEASE) {
 		where.location = consumer(ctx, skb);
+#ifdef FUNC_tcp_drop
+		where.drop = ctx;
+#endif
+	}
 #ifdef HAVE_RETURNS
 	else /* A packet's end has no duration. */
 		where.call = where.location = ctx[REGISTER_SP / 8];

@@ -284,7 +284,12 @@ PACKETS: Final = (
     ),
     Column("parent", "UInt32", "the packet that it was copied or cut from"),
     Column("complete", "bool", "whether no hop of it can be missing: False where events were lost while it was alive"),
-    Column("merged_into", "UInt32", "the packet that it was merged into when it was received (GRO), and goes on as"),
+    Column(
+        "merged_into",
+        "UInt32",
+        "the packet that it became part of when it was received, and goes on as: merged (GRO), or come together again "
+        "from fragments",
+    ),
 )
 
 QUEUES: Final = ("backlog", "qdisc", "neighbour", "socket", "out-of-order")

@@ -208,15 +208,16 @@ class ExtensionHeader:
 
     Attributes
     ----------
-    rows, options, later : arrays of bool
-        Which packets have it; of which it is options or routing; of which it says that what follows is no header but
-        the middle of a packet.
+    rows, options, fragment, later : arrays of bool
+        Which packets have it; of which it is options or routing; of which it is a fragment's; of which it says that
+        what follows is no header but the middle of a packet.
     offset, size, following : arrays
         Where it begins, how long it is (0 for the others), and which header follows.
     """
 
     rows: Bools
     options: Bools
+    fragment: Bools
     later: Bools
     offset: Offsets
     size: npt.NDArray[np.int32]
@@ -240,7 +241,7 @@ def extension_headers(
         units = matrix.u8(offset + 1)
         size = np.select([is_options, is_fragment, is_authentication], [(units + 1) * 8, 8, (units + 2) * 4], 0)
         following = np.where(walking, matrix.u8(offset), following)
-        yield ExtensionHeader(walking.copy(), is_options, later, offset.copy(), size, following)
+        yield ExtensionHeader(walking.copy(), is_options, is_fragment, later, offset.copy(), size, following)
         offset += size
         walking &= ~later
 

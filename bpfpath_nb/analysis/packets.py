@@ -25,7 +25,8 @@ sent         a copy's end was seen, no other copy lives, and after the last hop 
 consumed     all ends were seen, not all of them of bystanders: a protocol or a local process used it up, such as an
              ARP request. Where all were of bystanders, the packet is dropped if one of these was.
              A packet that GRO merged into another ends there (`merged_into`, flag `merged`): that one goes on with its
-             data. What frees the merged sk_buff later, with the other's, does not count.
+             data. What frees the merged sk_buff later, with the other's, does not count. So does a fragment that
+             came together with others (`reassembly`): it is used up, unless it was dropped with the whole.
 unfinished   a copy's end was not seen: it waits in a queue, the capture stopped before, or the event was lost (see
              `complete`). A copy that was dropped meanwhile shows in the frame of hops only. What TCP keeps to send
              again is no copy in this sense.
@@ -51,6 +52,7 @@ from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timedeltas, timestamps
 from bpfpath_nb.analysis.losses import complete, has_ended
 from bpfpath_nb.analysis.paths import Paths
+from bpfpath_nb.analysis.reassembly import became_part_of
 from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.schema import EVENT_FLAGS, PACKETS, ROLES, VERDICTS
 
@@ -79,8 +81,19 @@ _UNREAD: Final = frozenset({"__tcp_close", "inet_csk_destroy_sock"})
 _TCP_RECEIVERS: Final = frozenset({"tcp_v4_rcv", "tcp_v6_rcv"})
 """Functions that free without a reason also what they had used for a connection that ended (net/ipv4/tcp_ipv4.c)."""
 
-_TIME_WAIT: Final = 6  # include/net/tcp_states.h
-_SYN: Final = 2
+_TCP_DROP: Final = "tcp_drop"
+"""What the tracer calls an end at which TCP of a kernel without reasons counted a drop (`note_tcp_drop`, bpf/hop.h)."""
+
+_TCP_DROPPERS: Final = frozenset(
+    {
+        "tcp_v4_do_rcv", "tcp_v6_do_rcv", "tcp_child_process", "tcp_rcv_established", "tcp_rcv_state_process",
+        "tcp_validate_incoming", "tcp_data_queue", "tcp_v4_rcv", "tcp_v6_rcv",
+    }
+)  # fmt: skip
+"""Functions that do drop then (net/ipv4/tcp_input.c), or whose last call is to one. Others only free, later."""
+
+_ESTABLISHED, _TIME_WAIT, _CLOSE = 1, 6, 7  # include/net/tcp_states.h
+_SYN, _ACK = 2, 16
 
 _PARTS: Final = "skb_release_data"
 """Function that frees with a packet the fragments that it came together from (`frag_list`; net/core/skbuff.c)."""
@@ -103,7 +116,7 @@ def packets_frame(events: Events, flows: Flows, paths: Paths, verdicts: Verdicts
     fact = events.fact_of[first]
     parent, length = _parent_and_length(events, fact)
     ports = {end: _ports(getattr(flows, end), flows, fact) for end in ("sport", "dport")}
-    merged_into = _merged_into(events)
+    merged_into = _merged_into(events, verdict == VERDICTS.index("consumed"))
     netns = names.netns(events)
     columns: dict[str, Any] = {
         "first": timestamps(utc[first]),
@@ -167,10 +180,11 @@ def verdicts(events: Events) -> Verdicts:
     received = is_role("receive") | (hops["flags"] & EVENT_FLAGS["merged"] != 0)
     sent = _left(events, is_role("transmit"), received, everywhere=not start.options.get("namespaces"))
     used, passed_by, last_end = last_with(is_end & ~bystander), last_with(is_drop & bystander), last_with(is_end)
-    cases = [delivered >= 0, dropped >= 0, read, sent >= 0, ended & (used < 0) & (passed_by >= 0), ended]
-    verdict = np.select(cases, [0, 1, 0, 2, 1, 3], 4).astype(np.int8)
+    part = became_part_of(events) != 0
+    cases = [delivered >= 0, dropped >= 0, read, sent >= 0, ended & (used < 0) & (passed_by >= 0), ended, part]
+    verdict = np.select(cases, [0, 1, 0, 2, 1, 3, 3], 4).astype(np.int8)
     used = np.where(used < 0, last_end, used)
-    deciding = np.select(cases, [delivered, dropped, events.last, sent, passed_by, used], events.last)
+    deciding = np.select(cases, [delivered, dropped, events.last, sent, passed_by, used, events.last], events.last)
     # An end without the flag `end` before it cannot be, but the stream is not to be trusted.
     return verdict, np.where(deciding < 0, events.last, deciding)
 
@@ -228,11 +242,21 @@ def _used(events: Events, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     if not len(rows):
         return rows
     of = events.stack_of[rows]
-    ended = events.freed_in(_TCP_RECEIVERS)[rows] & (of >= 0)
-    ended[ended] = events.stacks["tcp_state"][of[ended]] == _TIME_WAIT
-    content = _content(events, rows[ended])
-    ended[ended] = content["first"] & (content["data"] == 0) & (content["flags"] & _SYN == 0)
-    return rows[events.freed_in(_USERS)[rows] | ended]
+    state = np.where(of >= 0, events.stacks["tcp_state"][of], 0) if len(events.stacks) else np.zeros(len(rows), int)
+    ended = events.freed_in(_TCP_RECEIVERS)[rows] & (state == _TIME_WAIT)
+    # Kernels without reasons count as dropped also what ended a connection, and the answer that opened one.
+    counted = np.array([function.name == _TCP_DROP for function in events.start.functions], bool)
+    counted = counted[events.hops["func"][rows]]
+    ended |= counted & (state == _CLOSE)
+    opened = counted & (state == _ESTABLISHED) & ~events.freed_in(frozenset({"tcp_validate_incoming"}))[rows]
+    asked = np.flatnonzero(ended | opened)
+    content = _content(events, rows[asked])
+    empty, syn = content["first"] & (content["data"] == 0), content["flags"] & (_SYN | _ACK)
+    ended[asked] &= empty & (syn & _SYN == 0)
+    opened[asked] &= empty & (syn == _SYN | _ACK)
+    later = counted & ~events.freed_in(_TCP_DROPPERS)[rows]
+    used: npt.NDArray[np.intp] = rows[events.freed_in(_USERS)[rows] | ended | opened | later]
+    return used
 
 
 def _parts(events: Events, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
@@ -370,8 +394,8 @@ def _ports(ports: npt.NDArray[np.int32], flows: Flows, fact: npt.NDArray[np.int3
     return nullable(of_packet.clip(min=0).astype(np.uint16), of_packet < 0)
 
 
-def _merged_into(events: Events) -> npt.NDArray[np.uint32]:
-    into, hops = np.zeros(len(events.first), np.uint32), events.hops
+def _merged_into(events: Events, consumed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    into, hops = np.where(consumed, became_part_of(events), 0).astype(np.uint32), events.hops
     at = np.flatnonzero(hops["flags"] & EVENT_FLAGS["merged"])
     number = hops["location"][at]
     into[events.packet_of[at]] = np.where(number <= np.iinfo(np.uint32).max, number, 0)

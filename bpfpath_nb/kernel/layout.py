@@ -57,6 +57,7 @@ NEEDS: tuple[Need, ...] = (
     *_sock("skc_family", "skc_state", "skc_daddr", "skc_rcv_saddr", "skc_dport", "skc_num"),
     *_sock("skc_v6_daddr", "skc_v6_rcv_saddr", required=False),  # CONFIG_IPV6
     *_plain("sock", "sk_protocol"),
+    *_plain("sock", "sk_drops", required=False),  # an atomic_t, until 6.17
     *_plain("neighbour", "arp_queue", "arp_queue.next", "arp_queue.prev", "dev", "nud_state"),
     *_plain("Qdisc", "dev_queue", "handle"),
     *_plain("netdev_queue", "dev"),

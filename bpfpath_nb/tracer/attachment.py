@@ -192,7 +192,8 @@ class Attachment:
 
     def _attach_kprobes(self) -> None:
         self._kprobes: Kprobes | None = None
-        planned = [probe for probe in self._plan.of_kind("kprobe") if probe not in self._plan.awaited]
+        kprobes = self._plan.of_kind("kprobe")
+        planned = [probe for probe in kprobes if probe.cookie and probe not in self._plan.awaited]
         if not planned:
             return
         targets = []

@@ -36,7 +36,10 @@ LONGEST_LOOK = 16
 PATH = np.dtype(
     [
         *((name, "u8") for name in ("flow", "skb", "seen", "socket", "dev")),
-        *((name, "u4") for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark")),
+        *(
+            (name, "u4")
+            for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark", "drops", "parted")
+        ),
         *((name, "u2") for name in ("snapshot", "func", "kind")),
         *((name, "u1") for name in ("link", "protocol")),
     ]

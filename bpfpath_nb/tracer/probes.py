@@ -44,6 +44,9 @@ EXPANDS = "pskb_expand_head"
 """The function that gives a packet another buffer: identity.h wants to know of it."""
 RELEASES = "skb_release_data"
 """The function that frees a packet's buffer, but for the one above. Where both are probed, the allocator is not."""
+TCP_DROPS = "tcp_drop"
+"""What such an end is called where TCP dropped the packet, on kernels that have no reasons: the function is inlined
+there, and frees without a word. (`note_tcp_drop` of bpf/hop.h)"""
 DEFERS = "skb_attempt_defer_free"
 """The function that a socket's reader gives what it has read; the kernel may take a long time to free it then."""
 LAST_REGISTER = 4
@@ -93,7 +96,10 @@ SOCKET = 0
 
 @dataclass(frozen=True)
 class Probe:
-    """A place where packets are seen; the fields are those of the start record's `functions`."""
+    """A place where packets are seen; the fields are those of the start record's `functions`.
+
+    What has no `cookie` has no program of its own: another's tells of it.
+    """
 
     name: str
     layer: str
@@ -215,6 +221,10 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         if RELEASES in in_register and skbuff_macros(kernel):
             kind = END | RELEASE
             made.probes.append(_function(RELEASES, len(made.probes), kind, in_register[RELEASES], kernel, False))
+            if not kernel.reasons and "sock__sk_drops" in kernel.macros:
+                made.macros[f"FUNC_{TCP_DROPS}"] = len(made.probes)
+                layer = catalogue.layer_of(TCP_DROPS)
+                made.probes.append(Probe(TCP_DROPS, layer, "kprobe", RELEASES, "drop", True))
     for name in COPIES:
         if name in in_register:
             made.probes.append(_function(name, len(made.probes), COPY, in_register[name], kernel, False))

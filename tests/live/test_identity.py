@@ -242,8 +242,9 @@ def test_fragments_have_a_parent_and_come_together_again(scene: Scene) -> None:
     assert len(fragments) == 2
     assert set(fragments["parent"]) == set(whole.index)
     assert (fragments["namespaces"] == " > ".join(scene.lab.names.values())).all()
-    # What comes together goes on as one of them, which alone is delivered.
-    assert (packets["verdict"] == "delivered").sum() == 1
+    # What comes together goes on as the first of them, which alone is delivered, and the others end in it.
+    assert whole["verdict"].tolist() == ["delivered"]
+    assert fragments["verdict"].tolist() == ["consumed"] * 2
 
 
 @pytest.mark.parametrize(("version", "of"), [(4, "icmp"), (6, "icmp6 or ip6 proto 44")])
@@ -318,6 +319,21 @@ def test_what_nobody_reads_is_unfinished(scene: Scene) -> None:
     assert waiting["complete"].tolist() == [True]
     assert cap.packets["verdict"].tolist() == ["delivered"]
     assert cap.packets.index.tolist() == waiting.index.tolist()
+
+
+def test_what_tcp_acknowledged_and_nobody_reads_is_unfinished(scene: Scene) -> None:
+    """The router gave the segment a buffer of its own, and the sender frees the one that it kept."""
+    here, there, _ = scene.connection(5371)
+    with Capture("tcp dst port 5371 and len > 100", namespaces=list(scene.lab.names.values())) as cap:
+        here.sendall(bytes(1000))
+        time.sleep(0.5)
+        waiting = cap.packets
+        assert len(there.recv(9999)) == 1000
+        settle(cap, 1)
+    assert waiting["verdict"].tolist() == ["unfinished"]
+    assert cap.packets["verdict"].tolist() == ["delivered"]
+    hops_ = cap.df[cap.df["netns"] == scene.lab.names["router"]]
+    assert "skb_free_head" not in set(hops_["func"]), "what stayed with the sender did not end at the router"
 
 
 def _ethtool(asking: socket.socket, dev: str, command: int, value: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from bpfpath_nb import Recording
 from bpfpath_nb.kernel import Kernel, facts, reasons
+from bpfpath_nb.lab.cases import CASES
 from bpfpath_nb.tracer import probes
 from bpfpath_nb.tracer.request import Request
 
@@ -65,6 +66,27 @@ def test_tcp_data_that_nobody_read_is_lost_when_the_socket_is_closed(release: st
     assert advice.str.contains("closed its socket with data").all()
 
 
+def test_tcp_tells_its_own_drops_where_the_kernel_has_no_reasons() -> None:
+    """5.10 frees what TCP drops as it frees what TCP has used; among these are the resets and the last answers."""
+    recording = Recording.load(TESTS / "recordings" / "tcp-5.10.parquet")
+    ports = {
+        "tcp_out_of_window": 7315, "tcp_old_data": 7316, "tcp_ack_unsent": 7317, "tcp_syn_again": 7318,
+        "tcp_flags": 7319, "tcp_paws": 7327, "tcp_out_of_order_twice": 7328, "tcp_zero_window": 7326,
+    }  # fmt: skip
+    packets = recording.packets
+    told = [function.name for function in recording.start.functions if function.role == "drop"]
+    assert told == ["tcp_drop", "kfree_skb"]
+    named = {}
+    for case, port in ports.items():
+        lost = packets[(packets["dport"] == port) & (packets["verdict"] == "dropped")]
+        drops = recording.drops.set_index("packet").loc[lost.index]
+        named[case] = drops.loc[drops["tcp_state"] == "ESTABLISHED", "func"].astype(str).tolist()
+    assert {case: len(where) for case, where in named.items()} == dict.fromkeys(ports, 1)
+    assert {where for (where,) in named.values()} <= set(CASES["tcp_out_of_window"].where)
+    resets = recording.packets.index[packets["dport"] == 7312][-1]
+    assert packets.loc[resets, ["verdict", "where"]].tolist() == ["consumed", "tcp_validate_incoming"]
+
+
 def test_the_last_fin_of_a_connection_that_waits_was_used() -> None:
     packets = Recording.load(TESTS / "recordings" / "cases-6.12.parquet").packets
     last = packets[(packets["sport"] == 7314) & (packets["where"] == "tcp_v4_rcv") & (packets["length"] == 52)]
@@ -98,9 +120,9 @@ def test_ends_are_seen_in_the_function_that_frees_and_not_at_the_allocator(
 ) -> None:
     request = Request.of({"filter": "udp"})
     plan = probes.plan(request, kernels[release], with_kprobes=True)
-    targets = {probe.target: probe.name for probe in plan.probes}
-    assert targets[probes.RELEASES] == probes.FREED
-    assert not targets.keys() & set(probes.FREES)
+    (freed, *told) = (probe.name for probe in plan.probes if probe.target == probes.RELEASES)
+    assert (freed, told) == (probes.FREED, [probes.TCP_DROPS] if release == "5.10" else [])
+    assert not {probe.target for probe in plan.probes} & set(probes.FREES)
 
     without = probes.plan(request, kernels[release], with_kprobes=False)
     assert {probe.target for probe in without.probes} >= set(probes.FREES)
@@ -120,7 +142,8 @@ def test_the_filter_is_asked_in_the_order_in_which_a_packet_passes(kernels: dict
     assert "__netif_receive_skb_one_core" not in entries, "TC and the drivers' functions come before"
 
     every = probes.plan(Request.of({"filter": "udp", "match": "every"}), kernels[release], with_kprobes=True)
-    assert all(probe.entry for probe in every.of_kind("kprobe") if probe.layer != "skb")
+    attached = [probe for probe in every.of_kind("kprobe") if probe.cookie]
+    assert all(probe.entry for probe in attached if probe.layer != "skb")
     assert not [probe.name for probe in every.probes if probe.cookie >> 33 & probes.AGAIN], "each asks for itself"
 
 

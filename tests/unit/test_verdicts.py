@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +31,7 @@ from streams import (
     tcp_frame,
 )
 
+from bpfpath_nb import Recording
 from bpfpath_nb.schema import EVENT_FLAGS
 
 SYN, ACK, FIN_ACK = 2, 16, 17
@@ -242,3 +245,41 @@ def test_kernels_without_reasons_drop_all_the_same():
     packet = of_hops(hop("kfree_skb", ENTRY | END | LAST, reason=0), reasons={}).packets.loc[1]
     assert packet["verdict"] == "dropped"
     assert pd.isna(packet["reason"])
+
+
+def fragment(offset: int, size: int, *, more: bool, ident: int = 7) -> bytes:
+    """One of the fragments of a UDP datagram between two hosts."""
+    flags = offset // 8 | more << 13
+    ends = bytes((10, 0, 0, 1, 10, 0, 0, 2))
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, ident, flags, 64, 17, 0) + ends + bytes(100)
+
+
+def of_fragments(*packets: bytes, whole: list[int], last: int = 5) -> Recording:
+    """Fragments as packets 1, 2, ... that were collected one after another, and hops of the first at these lengths."""
+    collected = [hop("ip_rcv.isra.0", ENTRY, packet=n, skb=n) for n in range(1, len(packets) + 1)]
+    on = [hop("ip_rcv.isra.0", packet=1, skb=last, len=length) for length in whole]
+    facts = np.concatenate([facts_row(data, packet=n, link=101) for n, data in enumerate(packets, 1)])
+    return of_hops(*collected, *on, facts=facts)
+
+
+def test_fragments_end_in_the_first_of_them_where_they_came_together():
+    """Where their data lie in pages, nobody tells what becomes of them."""
+    parts = [fragment(0, 1480, more=True), fragment(1480, 1480, more=True), fragment(2960, 100, more=False)]
+    together = of_fragments(*parts, whole=[1500, 3080]).packets
+    apart = of_fragments(*parts, whole=[1500, 1500]).packets
+    assert together["verdict"].tolist() == ["unfinished", "consumed", "consumed"]
+    assert together["merged_into"].tolist() == [pd.NA, 1, 1]
+    assert apart["verdict"].tolist() == ["unfinished"] * 3
+    assert apart["merged_into"].isna().all()
+
+
+def test_a_fragment_of_another_packet_or_that_came_too_late_is_part_of_none():
+    parts = [fragment(0, 1480, more=True), fragment(1480, 8, more=False), fragment(1480, 8, more=False, ident=8)]
+    packets = of_fragments(*parts, whole=[1508]).packets
+    assert packets["merged_into"].tolist() == [pd.NA, 1, pd.NA]
+    late = of_hops(
+        hop("ip_rcv.isra.0", ENTRY), hop("ip_rcv.isra.0", len=1508),
+        hop("ip_rcv.isra.0", ENTRY, packet=2, skb=2),
+        facts=np.concatenate([facts_row(parts[0], link=101), facts_row(parts[1], packet=2, link=101)]),
+    ).packets  # fmt: skip
+    assert late["verdict"].tolist() == ["unfinished"] * 2

@@ -26,6 +26,7 @@ import pytest
 from bpfpath_nb import Capture, Recording, tracers
 from bpfpath_nb.kernel import LAYERS, Kernel, facts, fold
 from bpfpath_nb.lab import Lab, wire
+from bpfpath_nb.lab.cases import CASES
 from bpfpath_nb.lab.scene import Scene
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.tracer.syscall import program_ids
@@ -163,7 +164,7 @@ def recording(lab: Lab) -> Recording:
     """One capture with the default functions that all of the traffic below went through."""
     addresses = [lab.address("server", family) for family in (4, 6)]
     ask = ["dig", "+short", "+time=3", "+tries=1", "www.example.test"]
-    ports = "udp port 53 or udp port 7300 or udp port 7400 or tcp port 8080 or tcp port 8081"
+    ports = "udp port 53 or udp port 7300 or udp port 7400 or tcp port 8080 or tcp port 8081 or tcp port 7315"
     with Capture(f"{ports} or icmp or icmp6[0] == 128 or icmp6[0] == 129", timeout=900) as cap:
         lab.run("client", [*ask, f"@{addresses[0]}"], timeout=300)
         with lab.drop("router", "udp dport 53"):
@@ -175,8 +176,10 @@ def recording(lab: Lab) -> Recording:
         with Scene(lab) as scene:
             stray = wire.tcp(scene.client, scene.server, 4000, 8081, seq=1, ack=1, flags=wire.ACK)
             scene.packet("client", wire.ipv4(scene.client, scene.server, 6, stray), scene.server)
+            CASES["tcp_out_of_window"].provoke(scene)
         for address in addresses:
             lab.run("client", ["ping", "-c1", "-W5", address], timeout=300)
+        lab.run("client", ["ping", "-c1", "-W5", "-s", "4000", addresses[0]], timeout=300)
         settled(cap, 40)
     server.communicate(timeout=300)
     print(cap.packets[["flow", "namespaces", "verdict", "reason", "where", "hops"]].to_string())
@@ -310,6 +313,31 @@ def test_a_drop_tells_the_state_of_its_socket(recording: Recording) -> None:
     assert (drop["func"], drop["tcp_state"], drop["tcp_flags"]) == ("tcp_v4_do_rcv", "LISTEN", "ACK")
     closed = recording.drops[recording.drops["flow"].astype(str).str.startswith("udp")]
     assert closed["tcp_state"].isna().all()
+
+
+def test_what_tcp_itself_drops(recording: Recording) -> None:
+    """Before 5.17 it frees that without a word, as it frees what it has used: acknowledgements, and the reset."""
+    drops = recording.drops.set_index("packet")
+    (drop,) = drops.index[drops.index.isin(to_port(recording, 7315).index)]
+    assert recording.packets.loc[drop, "where"] == "tcp_validate_incoming"
+    assert drops.loc[drop, ["func", "tcp_state", "tcp_flags"]].tolist() == [
+        "tcp_validate_incoming",
+        "ESTABLISHED",
+        "ACK",
+    ]
+    if HAS_REASONS:
+        assert drops.loc[drop, "reason"] in CASES["tcp_out_of_window"].reason
+
+
+def test_fragments_become_part_of_the_first(recording: Recording) -> None:
+    """Of an echo with 4000 bytes and its answer; the host that asked reads what comes together, the other uses it."""
+    packets = recording.packets
+    cut = packets[packets["flow"].astype(str).str.contains("icmp fragment")]
+    assert cut["verdict"].tolist() == ["consumed"] * 4
+    assert cut["merged_into"].nunique() == 2
+    whole = packets.loc[cut["merged_into"].unique()]
+    assert set(whole["verdict"]) == {"consumed", "delivered"}
+    assert set(cut["parent"]) == set(whole.index)
 
 
 @pytest.mark.only("6.1", "6.12", "sid")  # single kprobes, kprobe.multi, and the newest names
