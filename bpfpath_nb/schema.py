@@ -284,12 +284,7 @@ PACKETS: Final = (
     ),
     Column("parent", "UInt32", "the packet that it was copied or cut from"),
     Column("complete", "bool", "whether no hop of it can be missing: False where events were lost while it was alive"),
-    Column(
-        "merged_into",
-        "UInt32",
-        "the packet that it became part of when it was received, and goes on as: merged (GRO), or come together again "
-        "from fragments",
-    ),
+    Column("merged_into", "UInt32", "the packet that receiving made it part of: merged (GRO), or as a fragment"),
 )
 
 QUEUES: Final = ("backlog", "qdisc", "neighbour", "socket", "out-of-order")
