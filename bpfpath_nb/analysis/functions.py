@@ -12,7 +12,7 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.hop_columns import HopColumns
 from bpfpath_nb.analysis.hops import timedeltas
-from bpfpath_nb.analysis.quantiles import quantiles
+from bpfpath_nb.analysis.quantiles import Grouped, quantiles
 from bpfpath_nb.schema import FUNCTIONS, LAYERS
 
 
@@ -25,12 +25,16 @@ def functions_frame(hops: HopColumns) -> pd.DataFrame:
         Index func; columns as schema.FUNCTIONS.
     """
     func, count = hops.func.codes, len(hops.func.names)
+    gap = Grouped(count, len(hops))
+    for packets, rows in hops.parts():
+        gap.add(func[rows], hops.gap_in(packets, rows))
+    hits, gaps = gap.found()
     return functions_table(
         hops.func.names,
         hops.layer_of_function,
-        np.bincount(func if func.min(initial=0) >= 0 else func[func >= 0], minlength=count),
+        hits,
         hops.packets_with(func, count),
-        {"gap": quantiles(func, count, hops.gap), "duration": quantiles(func, count, hops.duration)},
+        {"gap": gaps, "duration": quantiles(func, count, hops.duration)},
     )
 
 
@@ -42,7 +46,7 @@ def functions_table(
     times: Mapping[str, Mapping[str, npt.NDArray[np.int64]]],
 ) -> pd.DataFrame:
     """What is known of each function, as `functions_frame` shows it; `times` are quantiles of gap and duration."""
-    columns: dict[str, Any] = {"hits": hits.astype(np.int64), "packets": packets}
+    columns: dict[str, Any] = {"hits": hits, "packets": packets}
     columns |= {f"{of}_{name}": values for of, found in times.items() for name, values in found.items()}
     order = np.argsort(-columns["gap_total"].clip(min=0), kind="stable")
     order = order[hits[order] > 0]

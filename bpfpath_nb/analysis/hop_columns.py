@@ -7,9 +7,10 @@ Each is made when it is first asked for, since no computation needs all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,18 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.hops import gaps
+from bpfpath_nb.analysis.quantiles import PART
 from bpfpath_nb.analysis.waits import Takings, waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.schema import LAYERS
 
 Int64s = npt.NDArray[np.int64]
+
+_BITS: Final = 64
+"""So many codes make a set that is one number."""
+
+_TABLE: Final = 1 << 17
+"""Bytes of a table of packets by codes, where there are more."""
 
 
 class HopColumns:
@@ -80,23 +88,39 @@ class HopColumns:
         """Of the gap after each hop the queue that the packet waited in (`schema.QUEUES`), -1 for work."""
         return waits(self.takings)
 
+    def parts(self, packets: int = PART) -> Iterator[tuple[slice, slice]]:
+        """At most so many packets at a time, few enough for the processor's cache, as slices of packets and of rows."""
+        edges = np.append(self.first, len(self))
+        full = np.searchsorted(self.first, np.arange(0, len(self), PART))
+        ends = np.unique(np.concatenate((full, np.arange(0, len(self.first), packets), [len(self.first)])))
+        for begin, end in pairwise(ends.tolist()):
+            yield slice(begin, end), slice(int(edges[begin]), int(edges[end]))
+
+    def gap_in(self, packets: slice, rows: slice) -> Int64s:
+        """The gaps of one of the `parts`."""
+        raise NotImplementedError
+
     def packets_with(self, codes: npt.NDArray[Any], count: int) -> Int64s:
         """How many packets have each code in some row; -1 counts for none."""
         found = np.zeros(count, np.int64)
-        if not count:
+        if count <= _BITS:
+            # Of each packet a set of codes as the bits of a number; few sets are different ones.
+            bit = np.uint64(1) << np.arange(count, dtype=np.uint64)
+            bit_of = np.append(bit, np.uint64(0))
+            for packets, rows in self.parts():
+                has = np.bitwise_or.reduceat(bit_of[codes[rows].astype(np.intp)], self.first[packets] - rows.start)
+                sets, times = np.unique(has, return_counts=True)
+                found += times @ (sets[:, np.newaxis] & bit != 0)
             return found
-        # A table of packets by codes, of so many packets at a time that it stays small.
-        step = max(1, (1 << 24) // count)
-        for begin in range(0, len(self.first), step):
-            end = min(begin + step, len(self.first))
-            rows = slice(int(self.first[begin]), int(self.last[end - 1]) + 1)
-            has = np.zeros((end - begin) * (count + 1), bool)
-            # One place more in front, for -1.
-            place = (self.packet_of[rows] - np.int32(begin)) * np.int32(count + 1)
+        # A table of packets by codes; one place more in front, for -1.
+        width = count + 1
+        for packets, rows in self.parts(max(1, _TABLE // width)):
+            here = packets.stop - packets.start
+            place = np.repeat(np.arange(1, here * width, width), self.counts[packets])
             place += codes[rows]
-            place += 1
-            has[place] = True
-            found += np.count_nonzero(has.reshape(-1, count + 1)[:, 1:], axis=0)
+            table = np.zeros(here * width, bool)
+            table[place] = True
+            found += table.view(np.uint8).reshape(here, width)[:, 1:].sum(axis=0, dtype=np.int64)
         return found
 
 
@@ -126,6 +150,10 @@ class EventColumns(HopColumns):
     @property
     def gap(self) -> Int64s:  # type: ignore[override]
         return gaps(self.events)
+
+    def gap_in(self, packets: slice, rows: slice) -> Int64s:
+        """As `HopColumns.gap_in`."""
+        return gaps(self.events, packets, rows)
 
     @property
     def duration(self) -> Int64s:  # type: ignore[override]
@@ -204,9 +232,13 @@ class FrameColumns(HopColumns):
     def time(self) -> Int64s:  # type: ignore[override]
         return self._ns("time")
 
-    @property
+    @cached_property
     def gap(self) -> Int64s:  # type: ignore[override]
         return self._ns("gap")
+
+    def gap_in(self, packets: slice, rows: slice) -> Int64s:
+        """As `HopColumns.gap_in`."""
+        return self.gap[rows]
 
     @property
     def duration(self) -> Int64s:  # type: ignore[override]

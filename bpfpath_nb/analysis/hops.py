@@ -67,12 +67,12 @@ def hops_index(events: Events) -> pd.MultiIndex:
     )
 
 
-def gaps(events: Events) -> npt.NDArray[np.int64]:
-    """Of each hop the time until its packet's next one, NAT on the last."""
-    utc = events.utc
-    gap = np.empty(len(utc), np.int64)
-    np.subtract(utc[1:], utc[:-1], out=gap[:-1])
-    gap[events.last] = NAT
+def gaps(events: Events, packets: slice = slice(None), rows: slice = slice(None)) -> npt.NDArray[np.int64]:
+    """Of each hop the time until its packet's next one, NAT on the last; of some packets if their rows are told too."""
+    time = events.hops["time"][rows].view(np.int64)
+    gap = np.empty(len(time), np.int64)
+    np.subtract(time[1:], time[:-1], out=gap[:-1])
+    gap[events.last[packets] - (rows.start or 0)] = NAT
     return gap
 
 

@@ -61,6 +61,8 @@ def categorical(codes: npt.NDArray[Any], names: Sequence[str]) -> pd.Categorical
 def distinct_names(numbers: npt.NDArray[Any], names: Sequence[str | None]) -> Named:
     """Codes for `numbers` that point into `names`, of which several may be the same and some may be missing."""
     unique = [name for name in dict.fromkeys(names) if name is not None]
+    if len(unique) == len(names) > numbers.max(initial=0):
+        return Named(numbers.astype(_code_type(len(unique))), unique)  # each number is its name's code already
     code: dict[str | None, int] = {name: at for at, name in enumerate(unique)}
     code[None] = -1
     to = np.array([*map(code.__getitem__, names), -1], _code_type(len(unique)))
