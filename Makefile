@@ -17,8 +17,8 @@ AS_ROOT := $(SUDO) $(if $(SUDO),env PYTHONDONTWRITEBYTECODE=1 CI="$${CI:-}")
 DEBIAN_DEMO := python3 python3-venv python3-bpfcc libpcap0.8 linux-libc-dev \
 	nftables iproute2 util-linux dnsmasq-base bind9-dnsutils iputils-ping
 # For tests only: a real sshd (started by the tests alone, on loopback), sudo, the checker of the C code's format, and
-# tshark, which reads what we export.
-DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-tools clang-format git tshark
+# tshark, which reads what we export; iptables translates addresses in its two ways.
+DEBIAN_TEST := $(DEBIAN_DEMO) openssh-server openssh-client sudo bpftool bpfcc-tools clang-format git tshark iptables
 
 # A browser for JupyterLab, with something to write in; poppler reads what it prints.
 DEBIAN_BROWSER := $(DEBIAN_TEST) chromium fonts-dejavu-core poppler-utils

@@ -52,12 +52,25 @@ def hops(cap: Capture, packet: int) -> pd.DataFrame:
     return cap.df.loc[packet]
 
 
-def test_translated_addresses_keep_the_number_and_the_reply_has_its_own(scene: Scene) -> None:
-    scene.nft(
-        "router",
-        f"chain pre {{ type nat hook prerouting priority -100; udp dport 5300 dnat ip to {scene.server}:5301; }}\n"
-        "chain post { type nat hook postrouting priority 100; udp dport 5301 masquerade; }",
-    )
+def translate(scene: Scene, tool: str) -> None:
+    """Have the router give what comes to its port 5300 to the server's 5301, in its own name."""
+    if tool == "nft":
+        scene.nft(
+            "router",
+            f"chain pre {{ type nat hook prerouting priority -100; udp dport 5300 dnat ip to {scene.server}:5301; }}\n"
+            "chain post { type nat hook postrouting priority 100; udp dport 5301 masquerade; }",
+        )
+        return
+    for rule in (
+        f"PREROUTING -p udp --dport 5300 -j DNAT --to-destination {scene.server}:5301",
+        "POSTROUTING -p udp --dport 5301 -j MASQUERADE",
+    ):
+        scene.change("router", f"{tool} -w -t nat -A {rule}", f"{tool} -w -t nat -D {rule}")
+
+
+@pytest.mark.parametrize("tool", ["nft", "iptables-nft", "iptables-legacy"])
+def test_translated_addresses_keep_the_number_and_the_reply_has_its_own(scene: Scene, tool: str) -> None:
+    translate(scene, tool)
     there = scene.listen("server", 5301)
     here = scene.open_socket("client")
     with Capture("udp port 5300 or udp port 5301") as cap:
