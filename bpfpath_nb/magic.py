@@ -2,7 +2,7 @@
 
 It gives the notebook the names that one needs to begin. A name that the user has already is left alone, and said: a
 notebook whose `Capture` became another one in silence would be hard to understand. `%unload_ext` takes away only what
-is still ours.
+is still ours. Durations in frames are shown in microseconds (`frame_display`).
 
 `%%bpfpath FILTER -o cap` captures what its cell does. The capture is armed and bound to its name before the first line
 runs; when the last one is done, it goes on until the packets that were seen have come to their ends, at most for
@@ -38,6 +38,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from IPython.display import display
 
 import bpfpath_nb
+from bpfpath_nb import frame_display
 from bpfpath_nb.errors import BpfpathError, OptionError
 from bpfpath_nb.options import add_capture_options, capture_arguments
 
@@ -71,6 +72,7 @@ def load(shell: Any) -> None:
     shell.push(given, interactive=False)
     _given[id(shell)] = _given.get(id(shell), {}) | given
     shell.register_magics(BpfpathMagics)
+    frame_display.register(shell)
     _forget_awaiting(shell)
     shell.input_transformers_post.append(functools.partial(_awaiting, shell))
     if kept:
@@ -88,6 +90,7 @@ def unload(shell: Any) -> None:
             shell.user_ns_hidden.pop(name, None)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("bpfpath", None)
+    frame_display.unregister(shell)
     _forget_awaiting(shell)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+import pandas as pd
 import pytest
 from IPython.core.history import HistoryAccessor
 from IPython.core.interactiveshell import InteractiveShell
 
 import bpfpath_nb
-from bpfpath_nb import magic
+from bpfpath_nb import frame_display, magic
 from bpfpath_nb.errors import BpfpathError, FilterError, OptionError
 
 
@@ -50,6 +53,44 @@ def test_reloading_changes_nothing(shell, capsys):
     shell.run_line_magic("reload_ext", "bpfpath_nb")
     assert all(shell.user_ns[name] is getattr(bpfpath_nb, name) for name in magic.NAMES)
     assert "left alone" not in capsys.readouterr().out
+
+
+def shown(shell, frame):
+    return shell.display_formatter.format(frame)[0]
+
+
+@pytest.mark.parametrize("name", ["df", "transitions", "quality"])
+def test_durations_are_shown_in_microseconds_and_all_else_as_pandas_shows_it(shell, name):
+    frame = getattr(bpfpath_nb.sample("dns"), name)
+    frame = frame.to_frame() if name == "quality" else frame
+    by_pandas = shown(shell, frame)
+    shell.run_line_magic("load_ext", "bpfpath_nb")
+    by_us = shown(shell, frame)
+    if name != "quality":
+        assert "0 days" in by_pandas["text/html"]
+        assert re.search(r"<td>\d+\.\d{3} us</td>", by_us["text/html"])
+    assert "0 days" not in "".join(by_us.values())
+    same = {mime: re.sub(r"\d days [\d:.]+", "*", text) for mime, text in by_pandas.items()}
+    assert re.sub(r"[\d,]+\.\d{3} us", "*", by_us["text/html"]) == same["text/html"]
+    assert by_us["text/plain"].count("\n") == same["text/plain"].count("\n")
+    shell.run_line_magic("unload_ext", "bpfpath_nb")
+    assert shown(shell, frame) == by_pandas
+
+
+@pytest.mark.parametrize(
+    ("duration", "expected"),
+    [("12345 ns", "12.345 us"), ("-2 s", "-2,000,000.000 us"), ("1 h", "0 days 01:00:00"), ("NaT", "NaT")],
+)
+def test_a_duration_below_an_hour_is_written_in_microseconds(duration, expected):
+    assert frame_display.microseconds(pd.Timedelta(duration)) == expected
+
+
+def test_how_the_user_shows_frames_stays(shell):
+    formatter = shell.display_formatter.formatters["text/html"]
+    formatter.for_type(pd.DataFrame, lambda frame: "mine")
+    shell.run_line_magic("load_ext", "bpfpath_nb")
+    shell.run_line_magic("unload_ext", "bpfpath_nb")
+    assert shown(shell, pd.DataFrame({"a": [pd.Timedelta("1us")]}))["text/html"] == "mine"
 
 
 def test_a_name_that_is_a_module_too_means_the_function():
