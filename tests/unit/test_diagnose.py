@@ -108,7 +108,7 @@ EVIDENCE = {
     "wait-neighbour": ("cases-6.18", "neighbour_late"),
     "wait-socket": ("cases-6.18", "udp_read_late"),
     "unread": ("cases-6.18", "udp_unread"),
-    "unfinished": ("cases-6.18", "fragment_twice"),
+    "unfinished": ("unfinished-6.18", "fragment_waits"),
     "loop": ("cases-6.18", "routing_loop"),
     "duplicate": ("cases-6.18", "duplicates"),
     "asymmetric": ("cases-6.18", "asymmetric_path"),
@@ -420,8 +420,9 @@ def test_each_drop_has_a_rule_even_an_unknown_one() -> None:
 def test_the_recordings_hold_every_case(recording: str) -> None:
     own_machine = recording != "cases-6.18"
 
-    assert {name for name, case in CASES.items() if own_machine or not case.whole_machine} == set(
-        diagnosed(recording)[1]
+    apart = set(diagnosed("unfinished-6.18")[1])
+    assert {name for name, case in CASES.items() if own_machine or not case.whole_machine} == (
+        diagnosed(recording)[1].keys() | apart
     )
 
 

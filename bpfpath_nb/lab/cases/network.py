@@ -162,6 +162,16 @@ def fragment_missing(scene: Scene) -> None:
     scene.pause(1.3)
 
 
+@case("a fragment waits for the others", verdict="unfinished", lasts=True)
+def fragment_waits(scene: Scene) -> None:
+    payload = wire.udp(scene.client, scene.server, 4000, 7230, bytes(600))
+    first = wire.ipv4(
+        scene.client, scene.server, socket.IPPROTO_UDP, payload[:512], fragment=wire.MORE_FRAGMENTS, ident=8
+    )
+    scene.packet("client", first, scene.server)
+    scene.pause(0.05)
+
+
 @case("the same fragment comes twice", reason="DUP_FRAG", where="ip_frag_queue ip_defrag")
 def fragment_twice(scene: Scene) -> None:
     payload = wire.udp(scene.client, scene.server, 4000, 7219, bytes(1024))
