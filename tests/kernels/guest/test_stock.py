@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,8 +29,13 @@ from bpfpath_nb.kernel import LAYERS, Kernel, facts, fold
 from bpfpath_nb.lab import Lab, wire
 from bpfpath_nb.lab.cases import CASES
 from bpfpath_nb.lab.scene import Scene
+from bpfpath_nb.schema import EVENT_FLAGS
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.tracer.syscall import program_ids
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "live"))  # for the traffic that is the same there
+
+from test_losses import BLAST, SINK
 
 RELEASE = os.uname().release
 VERSION = tuple(int(part) for part in re.findall(r"\d+", RELEASE)[:2])
@@ -338,6 +344,29 @@ def test_fragments_become_part_of_the_first(recording: Recording) -> None:
     whole = packets.loc[cut["merged_into"].unique()]
     assert set(whole["verdict"]) == {"consumed", "delivered"}
     assert set(cut["parent"]) == set(whole.index)
+
+
+@pytest.mark.only("5.10", "6.12")  # single kprobes, kprobe.multi
+def test_buffers_are_reused_and_packets_stay_apart(lab: Lab, record_property: Note) -> None:
+    count = 5000
+    with Capture("udp port 7900", events_ring=1 << 26, facts_ring=1 << 24, timeout=900) as cap:
+        sink = lab.popen("server", plain(SINK, "7900", str(count)), stdout=subprocess.PIPE)
+        assert sink.stdout is not None
+        assert sink.stdout.readline() == "ready\n"
+        sent = lab.run("client", plain(BLAST, lab.address("server"), "7900", str(count)), timeout=300)
+        assert sent.returncode == 0, sent.stderr
+        assert sink.stdout.readline() == f"{count}\n"
+        settled(cap, count)
+    packets, events = cap.packets, cap.recording.events
+    buffers = cap.df["skb"].groupby(level="packet").first().nunique()
+    record_property("reuse", f"{len(packets)} packets with {len(events)} hops in {buffers} sk_buffs")
+    entries = np.flatnonzero(events.hops["flags"] & EVENT_FLAGS["entry"])
+    assert entries.tolist() == events.first.tolist()
+    assert len(packets) == count
+    assert packets["complete"].all()
+    assert set(packets["verdict"]) == {"delivered"}
+    assert (cap.df["flow"].groupby(level="packet", observed=True).nunique() == 1).all()
+    assert buffers < count / 2, "addresses were in fact reused"
 
 
 @pytest.mark.only("6.1", "6.12", "sid")  # single kprobes, kprobe.multi, and the newest names
