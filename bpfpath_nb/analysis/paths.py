@@ -2,13 +2,14 @@
 
 A path is the ordered list of a packet's functions. Its id is the head of the BLAKE2b hash of their names, after
 compiler suffixes are taken off and names that differ from kernel to kernel are brought to one (`aliases` of the
-catalogue). So it is the same in every capture and on every kernel that runs through the same functions, and two
-recordings' paths can be joined by it.
+catalogue), and without what our own tracing adds (`variants`). So it is the same in every capture and on
+every kernel that runs through the same functions, and two recordings' paths can be joined by it.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from bpfpath_nb.analysis.hop_columns import HopColumns
 from bpfpath_nb.analysis.hops import timedeltas
 from bpfpath_nb.analysis.quantiles import quantiles
 from bpfpath_nb.analysis.sequences import distinct
+from bpfpath_nb.analysis.variants import own_classifier
 from bpfpath_nb.kernel.catalogue import load
 from bpfpath_nb.schema import PATHS, VERDICTS
 
@@ -63,15 +65,36 @@ def find_paths(func: names.Named, first: npt.NDArray[np.intp], position: npt.NDA
     same = names.distinct_names(
         func.codes, [name if entry is None else entry.name for name, entry in zip(func.names, known, strict=True)]
     )
-    examples, which = distinct(same.codes, position, first)
-    ends = np.append(first[1:], len(func.codes))
-    rows = [slice(int(first[at]), int(ends[at])) for at in examples]
-    ids = ["\n".join([same.names[code] for code in same.codes[row].tolist()]) for row in rows]
+    codes, place, begin = same.codes, position, first
+    left_out = own_classifier(func, position)
+    if left_out is not None:
+        codes, place, begin = _without(left_out, codes, first)
+    examples, which = distinct(codes, place, begin)
     return Paths(
         which,
-        [hashlib.blake2b(text.encode(), digest_size=6).hexdigest() for text in ids],
-        [" > ".join([func.names[code] for code in func.codes[row].tolist()]) for row in rows],
+        [
+            hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+            for text in _texts(same.names, codes, begin, examples, "\n")
+        ],
+        _texts(func.names, func.codes, first, examples, " > "),
     )
+
+
+def _without(
+    left_out: npt.NDArray[np.bool_], codes: npt.NDArray[Any], first: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The hops but for some, their numbers in their packets, and the row of each packet's first; none loses all."""
+    kept = np.cumsum(~left_out)
+    begin: npt.NDArray[np.intp] = kept[first] - ~left_out[first]
+    codes = codes[~left_out]
+    return codes, np.arange(len(codes)) - np.repeat(begin, np.diff(np.append(begin, len(codes)))), begin
+
+
+def _texts(
+    known: Sequence[str], codes: npt.NDArray[Any], first: npt.NDArray[np.intp], packets: npt.NDArray[np.intp], by: str
+) -> list[str]:
+    ends = np.append(first[1:], len(codes))
+    return [by.join([known[code] for code in codes[first[at] : ends[at]].tolist()]) for at in packets]
 
 
 def paths_frame(hops: HopColumns, paths: Paths, verdict: npt.NDArray[np.int8]) -> pd.DataFrame:

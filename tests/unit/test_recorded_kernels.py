@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfpath_nb import Recording
+from bpfpath_nb import Recording, compare
 from bpfpath_nb.kernel import Kernel, facts, reasons
 from bpfpath_nb.lab.cases import CASES
 from bpfpath_nb.tracer import probes
@@ -40,6 +40,18 @@ def test_three_queries_end_as_they_did(recordings: dict[str, Recording], release
     if release != "5.10":
         assert dns["reason"].tolist()[2:] == ["NETFILTER_DROP", "NO_SOCKET"]
     assert recordings[release].quality["events_lost"] == 0
+
+
+@pytest.mark.parametrize(("old", "new", "least"), [("6.1", "6.12", 15), ("6.12", "7.2", 15), ("5.10", "7.2", 5)])
+def test_paths_are_the_same_on_other_kernels(recordings: dict[str, Recording], old: str, new: str, least: int) -> None:
+    """Not all of them: kernels free in other places, and neighbours are resolved at other times."""
+    before, after = recordings[old], recordings[new]
+
+    both = set(before.paths.index) & set(after.paths.index)
+    compared = compare(before, after).paths
+
+    assert len(both) >= least
+    assert both <= set(compared.index[(compared["packets_a"] > 0) & (compared["packets_b"] > 0)])
 
 
 @pytest.mark.parametrize("release", RECORDED[1:])  # 5.10's is from before a raw socket's reading was told there

@@ -265,3 +265,16 @@ def test_paths_are_the_same_on_kernels_that_renamed_a_function():
     assert old.paths.index.tolist() == new.paths.index.tolist()
     assert old.paths["functions"].iloc[0] == "ip_rcv > nf_nat_ipv4_manip_pkt > kfree_skb"
     assert of("ip_rcv", "kfree_skb").paths.index.tolist() != old.paths.index.tolist()
+
+
+def test_paths_are_the_same_however_our_filter_at_traffic_control_is_attached():
+    def of(*names: str) -> str:
+        functions = [{"name": name, "layer": "ip", "probe": "kprobe"} for name in dict.fromkeys(names)]
+        hops = ({"func": list(dict.fromkeys(names)).index(name)} for name in names)
+        return of_hops(*hops, functions=functions).paths.index.item()
+
+    ours = of("tcf_classify", "cls_bpf_classify", "tc_ingress", "ip_rcv")
+    assert ours == of("tc_ingress", "ip_rcv")
+    # Somebody else's filter, before ours or behind it, is one.
+    assert of("tcf_classify", "cls_bpf_classify", "cls_bpf_classify", "tc_ingress", "ip_rcv") != ours
+    assert of("tc_ingress", "tcf_classify", "cls_bpf_classify", "ip_rcv") != ours
