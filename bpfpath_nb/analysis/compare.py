@@ -30,7 +30,7 @@ from bpfpath_nb.analysis.claims import (
     one_sided,
     ordered,
 )
-from bpfpath_nb.analysis.packets import given_up_by
+from bpfpath_nb.analysis.ends import given_up_by
 from bpfpath_nb.analysis.paths import Paths, find_paths
 from bpfpath_nb.analysis.shifts import Observations, shifts
 from bpfpath_nb.analysis.sides import Selection, Side, Sides, sides, visits

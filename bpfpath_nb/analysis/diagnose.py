@@ -19,10 +19,10 @@ import pandas as pd
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.advice import NOT_SAID, Rule, inside, match_drops, rules
 from bpfpath_nb.analysis.drops import drop_rows, drop_stacks
+from bpfpath_nb.analysis.ends import given_up_by
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.hops import timedeltas, timestamps
-from bpfpath_nb.analysis.packets import given_up_by
 from bpfpath_nb.analysis.returns import NAT
 from bpfpath_nb.analysis.symptoms import Ground, find
 from bpfpath_nb.schema import FINDINGS, SEVERITIES, VERDICTS

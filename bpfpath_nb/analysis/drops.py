@@ -15,11 +15,11 @@ import pandas as pd
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.advice import advice, match_drops
+from bpfpath_nb.analysis.ends import given_up_at, given_up_by, real_drops
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.headers import tcp_flags
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timestamps
-from bpfpath_nb.analysis.packets import given_up_at, given_up_by, real_drops
 from bpfpath_nb.schema import DROPS
 
 # include/net/tcp_states.h

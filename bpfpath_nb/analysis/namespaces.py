@@ -9,10 +9,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis import names
+from bpfpath_nb.analysis.ends import real_drops
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.hop_columns import HopColumns
 from bpfpath_nb.analysis.hops import timedeltas
-from bpfpath_nb.analysis.packets import Verdicts, real_drops
+from bpfpath_nb.analysis.packets import Verdicts
 from bpfpath_nb.schema import NAMESPACES, VERDICTS
 
 
