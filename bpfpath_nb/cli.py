@@ -13,9 +13,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bpfpath_nb.errors import BpfpathError, NotebookError
+from bpfpath_nb.errors import BpfpathError, FilterError, NotebookError
 from bpfpath_nb.options import add_capture_options, capture_arguments
 from bpfpath_nb.version import __version__
 
@@ -53,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BpfpathError as error:
         # As it is: the message of a filter's error has a line that marks the place.
         print(f"bpfpath: {error}", file=sys.stderr)
+        files = [word for word in words if Path(word).is_file()] if isinstance(error, FilterError) else []
+        if files:
+            print(
+                f"{files[0]} is a file, and no filter. A recording is read in Python: "
+                f"`bpfpath_nb.Recording.load({files[0]!r})`.",
+                file=sys.stderr,
+            )
         return 1
     except BrokenPipeError:
         # The reader (head, less) has seen enough; keep Python from complaining at exit.

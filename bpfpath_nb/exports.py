@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from bpfpath_nb.io.path import file_path
+
 if TYPE_CHECKING:
     from bpfpath_nb.recording import Recording
 
@@ -52,7 +54,7 @@ class Exports:
         """
         from bpfpath_nb.io.parquet import save
 
-        return save(self.recording.events, Path(path))
+        return save(self.recording.events, file_path(path))
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write one page of HTML with all that the recording shows: summary, diagnosis, pictures, tables.
@@ -74,7 +76,7 @@ class Exports:
         """
         from bpfpath_nb.html.report import write_report
 
-        return write_report(self.recording, Path(path), title)
+        return write_report(self.recording, file_path(path), title)
 
     def to_pcapng(self, path: str | os.PathLike[str]) -> Path:
         """Write the packets to a pcapng file, for Wireshark and tshark.
@@ -89,7 +91,7 @@ class Exports:
         """
         from bpfpath_nb.io.pcapng import save_pcapng
 
-        return save_pcapng(self.recording, Path(path))
+        return save_pcapng(self.recording, file_path(path))
 
     def to_perfetto(self, path: str | os.PathLike[str]) -> Path:
         """Write a Perfetto trace, to be opened in https://ui.perfetto.dev (which keeps it in the browser).
@@ -109,7 +111,7 @@ class Exports:
         """
         from bpfpath_nb.io.perfetto import save_perfetto
 
-        return save_perfetto(self.recording, Path(path))
+        return save_perfetto(self.recording, file_path(path))
 
     @overload
     def to_json(self, path: str | os.PathLike[str]) -> Path: ...
@@ -131,4 +133,4 @@ class Exports:
         """
         from bpfpath_nb.io.json_lines import json_text, save_json
 
-        return json_text(self.recording) if path is None else save_json(self.recording, Path(path))
+        return json_text(self.recording) if path is None else save_json(self.recording, file_path(path))

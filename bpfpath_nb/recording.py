@@ -31,6 +31,7 @@ from bpfpath_nb.analysis.whole import whole
 from bpfpath_nb.docstrings import document_frames
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.exports import Exports
+from bpfpath_nb.io.path import file_path
 from bpfpath_nb.stream import Batch, Reader, Source
 
 if TYPE_CHECKING:
@@ -283,9 +284,10 @@ class Recording(RecordingViews):
         from bpfpath_nb.io.live import MAGIC, load_live
         from bpfpath_nb.io.parquet import load
 
-        with Path(path).expanduser().open("rb") as file:
+        found = file_path(path)
+        with found.open("rb") as file:
             is_live = file.read(len(MAGIC)) == MAGIC
-        return cls(load_live(Path(path)) if is_live else load(Path(path)))
+        return cls(load_live(found) if is_live else load(found))
 
     @classmethod
     def from_pwru(cls, source: str | os.PathLike[str]) -> Self:
@@ -304,7 +306,7 @@ class Recording(RecordingViews):
         """
         from bpfpath_nb.io.pwru import read_pwru
 
-        return cls(read_pwru(source if isinstance(source, str) else Path(source)))
+        return cls(read_pwru(source if isinstance(source, str) else file_path(source)))
 
     @classmethod
     def from_retis(cls, path: str | os.PathLike[str]) -> Self:
@@ -321,7 +323,7 @@ class Recording(RecordingViews):
         """
         from bpfpath_nb.io.retis import read_retis
 
-        return cls(read_retis(Path(path)))
+        return cls(read_retis(file_path(path)))
 
     @classmethod
     def from_stream(cls, source: Source | int) -> Self:

@@ -36,6 +36,7 @@ import pyarrow.json
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.errors import RecordingError
 from bpfpath_nb.io.foreign import Foreign, events, packets_by_address, role_of
+from bpfpath_nb.io.path import file_path
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import LINKS
 
@@ -73,7 +74,7 @@ def read_pwru(source: str | Path) -> Events:
     OSError
         There is no such file.
     """
-    text = source if isinstance(source, str) and _is_text(source) else Path(source).expanduser().read_bytes()
+    text = source if isinstance(source, str) and _is_text(source) else file_path(source).read_bytes()
     data = text.encode("utf-8", "replace") if isinstance(text, str) else text
     try:
         table = _from_json(data) if data.lstrip()[:1] == b"{" else _from_text(data.decode("utf-8", "replace"))

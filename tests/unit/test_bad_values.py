@@ -29,6 +29,12 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     "number of a path": (lambda rec: compare(rec, packets=(1, 2)).align(3), "the path '3'"),  # type: ignore[arg-type]
     "number of a column": (lambda rec: rec.plot.latency(by=0), "`by` names a column"),
     "half a group": (lambda rec: rec.plot.latency(top=3.5), "top="),
+    "number of a file": (lambda rec: Recording.load(5), "not by int"),  # type: ignore[arg-type]
+    "no file of pwru's": (lambda rec: Recording.from_pwru(None), "not by NoneType"),  # type: ignore[arg-type]
+    "bytes for a path": (lambda rec: Recording.from_retis(b"x"), "not by bytes"),  # type: ignore[arg-type]
+    "nowhere to save": (lambda rec: rec.save(None), "not by NoneType"),
+    "a path with a NUL": (lambda rec: rec.report("a\0b"), "NUL"),
+    "no character of a path": (lambda rec: Recording.load("\ud800"), "No file can be called"),
     "samples": (lambda rec: sample(["dns"]), "no sample"),  # type: ignore[arg-type]
     "text for bytes": (lambda rec: Filter("udp").matches("a"), "not str"),  # type: ignore[arg-type]
 }

@@ -61,6 +61,13 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_captured() -> 
     assert "Traceback" not in done.stderr
 
 
+def test_whoever_names_a_file_is_told_how_it_is_read() -> None:
+    done = bpfpath("bpfpath_nb/samples/dns.parquet")
+
+    assert done.returncode == 1
+    assert "`bpfpath_nb.Recording.load('bpfpath_nb/samples/dns.parquet')`" in done.stderr
+
+
 def test_a_filter_that_does_not_parse_is_one_paragraph() -> None:
     done = bpfpath("udp", "prot", "53")
 
