@@ -1,0 +1,51 @@
+"""Every cause that was provoked on real kernels, as their recordings tell it: reason, and function that gave it up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bpfpath_nb import Recording
+from bpfpath_nb.lab.cases import CASES, Case
+
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+OF_TCP = {
+    "tcp_out_of_window", "tcp_old_data", "tcp_paws", "tcp_out_of_order_twice", "tcp_ack_unsent", "tcp_syn_again",
+    "tcp_flags", "tcp_zero_window",
+}  # fmt: skip
+"""What 5.10 frees as it frees what TCP has used: told since, in `tcp-5.10` (test_recorded_kernels.py)."""
+NOT_TOLD = {
+    "5.10": OF_TCP | {"ndisc_hop_limit"},  # before 6.3 the handler of ICMPv6 frees alike what it drops and what it used
+    "6.12": set(),
+    "6.18": set(),
+}
+
+
+def dropped(recording: Recording, release: str) -> dict[str, pd.DataFrame]:
+    """The packets that were dropped, by case."""
+    windows = json.loads((RECORDINGS / f"cases-{release}.json").read_text())
+    packets = recording.packets
+    first, lost = packets["first"].astype("int64"), packets["verdict"] == "dropped"
+    return {name: packets[lost & (first >= begin) & (first < end)] for name, (begin, end) in windows.items()}
+
+
+def is_named(case: Case, packets: pd.DataFrame, *, has_reasons: bool) -> bool:
+    right = packets["where"].isin(case.where)
+    if has_reasons:
+        right &= packets["reason"].astype(object).fillna("NOT_SPECIFIED").isin(case.reason)
+    return bool(right.any())
+
+
+@pytest.mark.parametrize("release", NOT_TOLD)
+def test_each_cause_is_named_right(release: str) -> None:
+    recording = Recording.load(RECORDINGS / f"cases-{release}.parquet")
+    has_reasons = bool(recording.start.reasons)
+
+    packets = {name: lost for name, lost in dropped(recording, release).items() if CASES[name].verdict == "dropped"}
+    wrong = {name for name, lost in packets.items() if not is_named(CASES[name], lost, has_reasons=has_reasons)}
+
+    assert wrong == NOT_TOLD[release]
+    assert len(packets) >= 70
