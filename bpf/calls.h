@@ -84,7 +84,7 @@ static __always_inline int close_call(struct state *state, u64 stack_pointer, u1
 	if (calls.delete(&key))
 		return 0;
 	COUNT(&state->closed);
-	path.pid = read_u32(bpf_get_current_task(), task_struct__tgid);
+	path.pid = bpf_get_current_pid_tgid() >> 32;
 	send_event(state, &path, bpf_ktime_get_ns(), skb, &where, EVENT_RETURN);
 	return 1;
 }

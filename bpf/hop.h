@@ -95,7 +95,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct packet packet;
 	struct place place;
 	struct path *path;
-	u64 now, head, task, dev, flow = 0;
+	u64 now = 0, head, dev, flow = 0;
 	u64 *former = 0;
 	u32 pid, translated, entry, asked, former_netns, last = 0, mark = 0;
 	u16 flags = 0;
@@ -122,7 +122,8 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		former = former_head(skb);
 	if (!path && !former && (!entry || (where.kind & KIND_AGAIN && was_refused(head, where.rank))))
 		return 0;
-	now = bpf_ktime_get_ns();
+	if (path || former)
+		now = bpf_ktime_get_ns();
 	if (sk_buff_read(&copy, skb))
 		return 0;
 	if (path && where.kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) &&
@@ -151,15 +152,17 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 			note_refusal(head, where.rank);
 			return 0;
 		}
+		if (!now)
+			now = bpf_ktime_get_ns();
 	}
 	if (!header.addresses)
 		flow = flow_of(&copy, &header);
-	if (path && path->dev && path->dev == copy.dev) {
-		dev = path->dev;
+	dev = sk_buff_device(&copy);
+	if (path && path->dev && path->dev == dev) {
 		place.netns = path->netns;
 		place.ifindex = path->ifindex;
 	} else {
-		dev = place_of(&place, &copy);
+		dev = place_of(&place, &copy, dev);
 	}
 	if (asked) {
 		path = enter(state, &copy, &place, now, mark == MARK_TAKEN);
@@ -185,13 +188,12 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 			send_snapshot(state, &packet, path, now);
 		}
 	}
-	/* Through the task, since TC programs may not ask for the process before 6.10. Its name is that of
-	 * its first thread; other threads call themselves what they like. */
-	task = bpf_get_current_task();
-	pid = read_u32(task, task_struct__tgid);
+	/* Programs of TC and netfilter may not ask for the process before 6.10; it is found through the task. */
+	pid = where.untold ? read_u32(bpf_get_current_task(), task_struct__tgid)
+			   : bpf_get_current_pid_tgid() >> 32;
 	if (pid != path->pid || flags) {
 		path->pid = pid;
-		send_process(state, read_pointer(task, task_struct__group_leader), pid, now);
+		send_process(state, pid, now);
 	}
 	/* TCP takes the device off; the sk_buff is where it was. Of another one nothing is known: what a sender
 	 * keeps to send again did not move while its clone travelled. */

@@ -63,7 +63,7 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	/* A driver's new packet has no network header yet; this is where GRO will find it. */
 	MEMBER(&copy, u16, sk_buff__network_header) = MEMBER(&copy, u64, sk_buff__data) - head;
-	over->key = source_key(flow_of(&copy, &header) ^ copy.dev);
+	over->key = source_key(flow_of(&copy, &header) ^ sk_buff_device(&copy));
 	over->path = *path;
 	over->cloned = BITS(&copy, sk_buff__cloned);
 	over->len = MEMBER(&copy, u32, sk_buff__len);

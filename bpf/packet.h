@@ -52,7 +52,6 @@
 /* What is looked at of a struct sk_buff, read at once. */
 struct sk_buff_copy {
 	u64 skb;
-	u64 dev;
 	u8 raw[sk_buff__SIZE - COPY_START];
 } __attribute__((aligned(8)));
 
@@ -60,8 +59,16 @@ struct sk_buff_copy {
 static __always_inline int sk_buff_read(struct sk_buff_copy *copy, u64 skb)
 {
 	copy->skb = skb;
-	return bpf_probe_read_kernel(&copy->dev, sizeof(copy->dev), (void *)(skb + sk_buff__dev)) ||
-	       bpf_probe_read_kernel(copy->raw, sizeof(copy->raw), (void *)(skb + COPY_START));
+	return bpf_probe_read_kernel(copy->raw, sizeof(copy->raw), (void *)(skb + COPY_START));
+}
+
+/* Its device, which lies further ahead and is of interest only once the filter has taken the packet. */
+static __always_inline u64 sk_buff_device(const struct sk_buff_copy *copy)
+{
+	u64 dev = 0;
+
+	bpf_probe_read_kernel(&dev, sizeof(dev), (void *)(copy->skb + sk_buff__dev));
+	return dev;
 }
 
 struct packet {
@@ -280,7 +287,7 @@ static __always_inline s64 packet_pkttype(const struct packet *p)
 
 static __always_inline s64 packet_ifindex(const struct packet *p)
 {
-	u64 dev = p->skb->dev;
+	u64 dev = sk_buff_device(p->skb);
 	u32 ifindex;
 
 	if (!dev || bpf_probe_read_kernel(&ifindex, sizeof(ifindex), (void *)(dev + net_device__ifindex)))
@@ -290,7 +297,7 @@ static __always_inline s64 packet_ifindex(const struct packet *p)
 
 static __always_inline s64 packet_hatype(const struct packet *p)
 {
-	u64 dev = p->skb->dev;
+	u64 dev = sk_buff_device(p->skb);
 	u16 type;
 
 	if (!dev || bpf_probe_read_kernel(&type, sizeof(type), (void *)(dev + net_device__type)))

@@ -31,10 +31,9 @@ struct place {
 	u32 ifindex;
 };
 
-/* The device that it was read from, else 0. */
-static __always_inline u64 place_of(struct place *place, const struct sk_buff_copy *copy)
+/* Where the sk_buff with this device is. The device that it was read from, else 0. */
+static __always_inline u64 place_of(struct place *place, const struct sk_buff_copy *copy, u64 dev)
 {
-	u64 dev = copy->dev;
 	u64 net = read_pointer(dev, net_device__nd_net);
 	u32 netns = read_u32(net, net__ns_inum);
 

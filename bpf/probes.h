@@ -46,6 +46,7 @@ int tc(struct __sk_buff *ctx)
 	struct where where = WHERE(COOKIE_FUNC(cookie), KIND_ENTRY | KIND_DEVICE, 0, 0);
 
 	where.rank = COOKIE_RANK(cookie);
+	where.untold = 1;
 	hop(ctx, (u64)ctx, where);
 	return TC_PASS;
 }
@@ -70,6 +71,7 @@ int netfilter(u64 *ctx)
 	struct where where = WHERE(FUNC_netfilter + hook, kind, 0, 0);
 
 	where.rank = hook == 3 ? RANK_NEW : 0;
+	where.untold = 1;
 	hop(0, ctx[1], where);
 	return 1; /* NF_ACCEPT */
 }
@@ -157,7 +159,18 @@ int tracepoint(struct bpf_raw_tracepoint_args *ctx)
 /* Kernel functions. One program for all: the cookie says which it is, and which register holds the packet. */
 #ifdef HAVE_KPROBES
 #ifdef bpf_trace_run_ctx__bpf_cookie
-static u64 (*attach_cookie)(void *ctx) = (void *)174; /* BPF_FUNC_get_attach_cookie */
+static u64 (*function_address)(void *ctx) = (void *)173; /* BPF_FUNC_get_func_ip */
+static u64 (*attach_cookie)(void *ctx) = (void *)174;	 /* BPF_FUNC_get_attach_cookie */
+
+/* The cookies of kprobe.multi, once more. The kernel finds a hit's cookie by a binary search, which costs more than
+ * most of what is done here; so each function has one place in a table, by its address. Where two share a place, or
+ * the cookie is not of kprobe.multi, the kernel is asked. */
+struct known_cookie {
+	u64 address;
+	u64 cookie;
+};
+
+BPF_ARRAY(known_cookies, struct known_cookie, 1 << COOKIES_BITS);
 #else
 BPF_HASH(kprobe_cookies, u64, u64, 16384); /* by the address of the breakpoint */
 #endif
@@ -188,6 +201,12 @@ static __always_inline u64 followed_argument(u64 *ctx)
 static __always_inline u64 kprobe_cookie(u64 *ctx)
 {
 #ifdef bpf_trace_run_ctx__bpf_cookie
+	u64 address = function_address(ctx);
+	u32 slot = address * COOKIES_HASH >> (64 - COOKIES_BITS);
+	struct known_cookie *known = known_cookies.lookup(&slot);
+
+	if (known && known->address == address)
+		return known->cookie;
 	return attach_cookie(ctx);
 #else
 	u64 address = ctx[REGISTER_IP / 8];
@@ -197,17 +216,31 @@ static __always_inline u64 kprobe_cookie(u64 *ctx)
 #endif
 }
 
+/* A register at the probe. The verifier wants its place as a constant, and clang would make one load of several, at a
+ * place that it computes. */
+static __always_inline u64 register_at(u64 *ctx, u32 place)
+{
+	u64 value;
+
+	asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(value) : "r"(ctx), "i"(place));
+	return value;
+}
+
 static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 {
 	u32 number = COOKIE_SKB(cookie);
-	u32 place = number == 0	  ? REGISTER_0
-		    : number == 1 ? REGISTER_1
-		    : number == 2 ? REGISTER_2
-		    : number == 3 ? REGISTER_3
-				  : REGISTER_4;
-	/* Read as memory: which register it is, is not known when the program is checked. */
-	u64 skb = read_pointer((u64)ctx, place);
+	u64 skb;
 
+	if (number == 0)
+		skb = register_at(ctx, REGISTER_0);
+	else if (number == 1)
+		skb = register_at(ctx, REGISTER_1);
+	else if (number == 2)
+		skb = register_at(ctx, REGISTER_2);
+	else if (number == 3)
+		skb = register_at(ctx, REGISTER_3);
+	else
+		skb = register_at(ctx, REGISTER_4);
 #ifdef SEARCH_REGISTERS
 	if (number == NO_ARGUMENT)
 		skb = followed_argument(ctx);

@@ -43,8 +43,10 @@ struct process {
 
 BPF_TABLE("lru_hash", u32, struct process, processes, 8192);
 
-static __always_inline void send_process(struct state *state, u64 leader, u32 pid, u64 now)
+static __always_inline void send_process(struct state *state, u32 pid, u64 now)
 {
+	/* A process's name is that of its first thread; other threads call themselves what they like. */
+	u64 leader = read_pointer(bpf_get_current_task(), task_struct__group_leader);
 	struct process process = {};
 	struct process *known = processes.lookup(&pid);
 	struct facts *facts;
@@ -66,7 +68,8 @@ static __always_inline void send_process(struct state *state, u64 leader, u32 pi
 struct where {
 	u16 func;
 	u16 kind;
-	u32 rank; /* of an entry (asked.h) */
+	u16 rank;   /* of an entry (asked.h) */
+	u16 untold; /* the program may not ask for the process */
 	u32 reason;
 	u64 location;
 	u64 socket; /* that gave the packet up, where the kernel tells */

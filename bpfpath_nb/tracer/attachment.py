@@ -16,6 +16,7 @@ from bpfpath_nb.errors import InterfaceError, OptionError, RequirementError
 from bpfpath_nb.kernel import Kernel, loaded_modules
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
 from bpfpath_nb.tracer import cost, probes, tc
+from bpfpath_nb.tracer.cookies import MACRO, Cookies
 from bpfpath_nb.tracer.counters import Counters
 from bpfpath_nb.tracer.deliveries import Deliveries
 from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type
@@ -30,10 +31,6 @@ from bpfpath_nb.tracer.unit import unit
 
 TOWARDS_SOCKETS = ("nf_input", "__udp_enqueue_schedule_skb", "sock_queue_rcv_skb_reason", "sock_queue_rcv_skb")
 """Where a datagram is seen last before it waits for its reader."""
-
-
-COOKIES = "bpf_trace_run_ctx__bpf_cookie"
-"""The macro that a kernel has whose kprobes carry a cookie."""
 
 
 class _NoKprobesError(Exception):
@@ -172,7 +169,7 @@ class Attachment:
                 "none). Boot a kernel with CONFIG_KPROBES, such as Debian's, trace on another host with "
                 "on='ssh://root@host', or leave `returns` out: `gap` tells the time from function to function."
             )
-        if COOKIES not in self.kernel.macros:
+        if MACRO not in self.kernel.macros:
             raise RequirementError(
                 f"Kernel {self.kernel.release} does not tell a return probe which function it is of; that came with "
                 "5.15. Boot a newer kernel, or leave `returns` out: `gap` tells the time from function to function."
@@ -206,12 +203,8 @@ class Attachment:
         def load(function: str, attach_type: int | None) -> int:
             return self._program.load(function, KPROBE, attach_type)
 
-        def set_cookie(address: int, cookie: int) -> None:
-            table = self._program.map("kprobe_cookies")
-            table[table.Key(address)] = table.Leaf(cookie)
-
-        carried = COOKIES in self.kernel.macros
-        self._new_kprobes = partial(Kprobes, load, None if carried else set_cookie, returns=self._request.returns)
+        cookies = Cookies(self._program, carried=MACRO in self.kernel.macros)
+        self._new_kprobes = partial(Kprobes, load, cookies, returns=self._request.returns)
         self._kprobes = self._new_kprobes()
         self._undo.callback(self._kprobes.close)
         started = time.monotonic()

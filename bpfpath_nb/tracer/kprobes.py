@@ -14,9 +14,7 @@ Returns of functions come in the same two ways, and in a better one on kernels t
 program at the entry and at the return, and the program says at the entry whether it wants the return; so functions that
 a packet passes which nobody follows do not pay for it.
 
-Functions are given by address: a name may stand for several copies, and all of them are meant. Kernels before
-5.15 give perf events no cookie; there the program looks its address up (`kprobe_cookies`). The address it sees
-is that of the breakpoint, one byte past the function's start, or five where the function begins with ENDBR.
+Functions are given by address: a name may stand for several copies, and all of them are meant.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfpath_nb.errors import RequirementError
+from bpfpath_nb.tracer.cookies import Cookies
 from bpfpath_nb.tracer.syscall import (
     KPROBE_MULTI,
     KPROBE_MULTI_RETURN,
@@ -45,7 +44,6 @@ TRACEABLE = ("/sys/kernel/tracing/available_filter_functions", "/sys/kernel/debu
 THREADS = 32
 HIGHEST = os.environ.get("BPFPATH_KPROBES", "")
 """``kprobe.multi`` or ``kprobe``: the highest rung to try; for comparing, and for tests."""
-BREAKPOINT, ENDBR = 1, 4
 
 ENTRY, PASSING, RETURN, SESSION = "kprobe", "kprobe_passing", "kprobe_return", "kprobe_session"
 """The programs: for entries, for those of functions where no path begins, for returns, for entries and returns."""
@@ -117,10 +115,10 @@ class Kprobes:
     ----------
     load
         Loads a program.
-    set_cookie
-        Where cookies are looked up by address: stores one. None where the kernel carries them.
+    cookies
+        Where the program looks for the cookies.
     returns
-        Trace the returns of the functions too. Needs cookies.
+        Trace the returns of the functions too. Needs cookies that the kernel carries.
 
     Attributes
     ----------
@@ -133,9 +131,9 @@ class Kprobes:
         How long the kernel took to attach them.
     """
 
-    def __init__(self, load: Load, set_cookie: Callable[[int, int], None] | None, *, returns: bool = False) -> None:
+    def __init__(self, load: Load, cookies: Cookies, *, returns: bool = False) -> None:
         self._load = load
-        self._set_cookie = set_cookie
+        self._cookies = cookies
         self._returns = returns
         self._descriptors: list[int] = []
         self.kind = ""
@@ -173,6 +171,8 @@ class Kprobes:
             raise OSError("ftrace can trace none of the functions")
         traced = {name for _, _, name in pairs}
         refused = {target.name: "ftrace cannot trace it" for target in targets if target.name not in traced}
+        if self._cookies.carried:
+            self._cookies.of_multi({address: cookie for address, cookie, _ in pairs})
         if self._returns and HIGHEST != "kprobe.multi":
             try:
                 return refused | self._attach_session(pairs)
@@ -245,10 +245,8 @@ class Kprobes:
         }
         program = self._load(RETURN, None) if self._returns else None
         pairs = [(address, target) for target in targets for _, address in target.copies]
-        if self._set_cookie is not None:
-            for address, target in pairs:
-                self._set_cookie(address + BREAKPOINT, target.cookie)
-                self._set_cookie(address + ENDBR + BREAKPOINT, target.cookie)
+        if not self._cookies.carried:
+            self._cookies.of_single({address: target.cookie for address, target in pairs})
         refused: dict[str, str] = {}
         attached: list[int] = []
 
@@ -282,7 +280,7 @@ class Kprobes:
         self, opened: list[int], program: int, kind: int, address: int, cookie: int, *, returns: bool = False
     ) -> None:
         opened.append(perf_event_open_kprobe(kind, address, returns=returns))
-        if self._set_cookie is None:
+        if self._cookies.carried:
             opened.append(link_create_perf(program, opened[-1], cookie))
         else:
             perf_event_set_bpf(opened[-1], program)

@@ -8,7 +8,7 @@ import re
 from bpfpath_nb.errors import RequirementError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.kernel import Kernel
-from bpfpath_nb.tracer import probes, source
+from bpfpath_nb.tracer import cookies, probes, source
 from bpfpath_nb.tracer.kprobes import registers
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.syscall import has_fetch_add
@@ -57,8 +57,9 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
         macros["ONLY_NAMESPACES"] = 1
     if request.interfaces is not None:
         macros["ONLY_INTERFACES"] = 1
-    if plan.of_kind("kprobe"):
+    if functions := plan.of_kind("kprobe"):
         macros |= {"HAVE_KPROBES": 1, **registers(kernel.macros, platform.machine())}
+        macros |= {"COOKIES_HASH": f"{cookies.HASH:#x}ull", "COOKIES_BITS": cookies.bits(len(functions))}
         if request.returns:
             macros |= {"HAVE_RETURNS": 1, "CALLS_ENTRIES": OPEN_CALLS}
     if plan.of_kind("tc_ingress"):

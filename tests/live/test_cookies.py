@@ -1,0 +1,39 @@
+"""The table of cookies, in the kernel: every function at its own place or at none."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from bpfpath_nb.tracer.cookies import HASH, Cookies, bits
+from bpfpath_nb.tracer.toolchain import Program
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a BPF map")
+
+FUNCTIONS = 1000
+TEXT = f"""
+struct known_cookie {{ u64 address; u64 cookie; }};
+BPF_ARRAY(known_cookies, struct known_cookie, {1 << bits(FUNCTIONS)});
+"""
+
+
+def test_each_function_is_found_at_the_place_that_the_program_computes_or_left_to_the_kernel() -> None:
+    addresses = [0xFFFFFFFF81000000 + 16 * number for number in random.Random(5).sample(range(1 << 20), FUNCTIONS)]
+    program = Program(TEXT)
+    try:
+        cookies = Cookies(program, carried=True)
+        cookies.of_multi({address: number for number, address in enumerate(addresses)})
+        cookies.of_multi({addresses[0]: 77})  # a module that came again
+        table = [(leaf.address, leaf.cookie) for leaf in program.map("known_cookies").values()]
+    finally:
+        program.close()
+    kept = {place: entry for place, entry in enumerate(table) if entry[0]}
+    assert all(
+        place == (address * HASH & (1 << 64) - 1) >> 64 - bits(FUNCTIONS) for place, (address, _) in kept.items()
+    )
+    assert dict(kept.values()) == {
+        address: 77 if address == addresses[0] else addresses.index(address) for address, _ in kept.values()
+    }
+    assert len(kept) > 0.95 * FUNCTIONS
