@@ -14,7 +14,8 @@ moved     only if the packet was taken out in another context (process or CPU) t
 
 The waiting is the gap that ends with the taking out. What whoever put the packet in still does with it before that
 (waking the reader) is work; but a gap in between that ends in another context, or at another copy, is waiting too: so
-it is while a neighbour is asked for again and again with copies of the packet. The first rule that fits decides.
+it is while a neighbour is asked for again and again with copies of the packet. What comes behind the end of a copy is
+another one, also where it got the sk_buff of the former. The first rule that fits decides.
 """
 
 from __future__ import annotations
@@ -133,7 +134,9 @@ def _between(hops: Takings, put: Rows, out: Rows) -> Rows:
     """Rows from each `put` to its `out` after which the packet was seen in another context, or another copy was."""
     count = out - 1 - put
     rows = np.repeat(put - (np.cumsum(count) - count), count) + np.arange(count.sum())
-    found: Rows = rows[_moved(hops, rows, rows + 1) | (hops.skb[rows] != hops.skb[rows + 1])]
+    ends = [name for name, tracepoint in load().tracepoints.items() if tracepoint.final]
+    another = (hops.skb[rows] != hops.skb[rows + 1]) | _are(hops.func, ends)[hops.func.codes[rows]]
+    found: Rows = rows[_moved(hops, rows, rows + 1) | another]
     return found
 
 

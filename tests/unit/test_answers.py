@@ -270,6 +270,7 @@ READER = 0xFFFFFFFF81000000
         ("__neigh_event_send:1 __dev_queue_xmit:1", "work"),
         ("__neigh_event_send:1 consume_skb:1:2 neigh_resolve_output:1", "neighbour neighbour"),
         ("neigh_event_send_done:1 consume_skb:2:2 consume_skb:2:3 tc_egress:2", "neighbour neighbour neighbour"),
+        ("neigh_event_send_done:1 consume_skb:2:2 consume_skb:2:2 tc_egress:2", "neighbour neighbour neighbour"),
         ("__udp_enqueue_schedule_skb:1 skb_consume_udp:2 skb_release_data:2", "socket work"),
         ("__udp_enqueue_schedule_skb:1 kfree_skb:1", "work"),
         ("nf_input:1 skb_copy_datagram_iovec:2 consume_skb:2", "socket work"),
