@@ -232,7 +232,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		last = is_last(&copy);
 		if (last && !path->parted)
 			flags |= EVENT_LAST;
-		/* The last end, of which no place is known, is where the packet was. */
+		/* The last end, of which no place is known, is wanted where the packet was. */
 		if (last && !place.netns)
 			place.netns = former_netns;
 		forget_head(skb);

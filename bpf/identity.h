@@ -173,6 +173,7 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 					     u16 kind, u64 now)
 {
 	struct path *path = skb_map.lookup(&former);
+	u32 parted;
 
 	if (!path || path->skb != skb || is_ignored(path) || now - path->seen > FRESH)
 		return 0;
@@ -180,9 +181,12 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 		return 0;
 	if (kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE))
 		return 0;
+	parted = path->parted;
 	path->parted = 1;
-	if (skb_map.insert(&head, path))
+	if (skb_map.insert(&head, path)) {
+		path->parted = parted;
 		return 0;
+	}
 	/* What stays behind is another sk_buff's, of which nothing is known. */
 	path->skb = 0;
 	path->netns = 0;

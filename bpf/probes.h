@@ -205,7 +205,7 @@ static __always_inline u64 kprobe_cookie(u64 *ctx)
 	u32 slot = address * COOKIES_HASH >> (64 - COOKIES_BITS);
 	struct known_cookie *known = known_cookies.lookup(&slot);
 
-	if (known && known->address == address)
+	if (known && address && known->address == address)
 		return known->cookie;
 	return attach_cookie(ctx);
 #else

@@ -32,6 +32,7 @@ from bpfpath_nb.analysis.events import Collector
 from bpfpath_nb.errors import ArmTimeoutError, BpfpathError, OptionError, RequirementError, TracerError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.io.live import Copied, LiveFile
+from bpfpath_nb.io.path import file_path
 from bpfpath_nb.kernel.sets import read_list
 from bpfpath_nb.printable import printable_lines
 from bpfpath_nb.recording import Recording, RecordingViews
@@ -155,7 +156,7 @@ class Capture(RecordingViews):
         }
         _check_json(request)
         with ExitStack() as unless_armed:
-            live = None if save is None else LiveFile(Path(save))
+            live = None if save is None else LiveFile(file_path(save))
             if live is not None:
                 unless_armed.callback(live.close)
             tracer = tracers.acquire(on)

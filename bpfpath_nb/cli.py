@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BpfpathError as error:
         # As it is: the message of a filter's error has a line that marks the place.
         print(f"bpfpath: {error}", file=sys.stderr)
-        files = [word for word in words if Path(word).is_file()] if isinstance(error, FilterError) else []
+        files = [word for word in words if _is_file(word)] if isinstance(error, FilterError) else []
         if files:
             print(
                 f"{files[0]} is a file, and no filter. A recording is read in Python: "
@@ -71,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # too long for a name, or in somebody else's folder
+        return False
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:

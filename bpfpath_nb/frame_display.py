@@ -58,7 +58,9 @@ def _durations(frame: pd.DataFrame) -> list[Any]:
 
 
 def _is_ours(frame: pd.DataFrame) -> bool:
-    return bool(_durations(frame)) and pd.get_option("display.large_repr") == "truncate"
+    # pandas takes formatters by the name of the column.
+    named = frame.columns.is_unique and bool(_durations(frame))
+    return named and pd.get_option("display.large_repr") == "truncate"
 
 
 def _html(frame: pd.DataFrame) -> str | None:
@@ -74,7 +76,8 @@ def _text(frame: pd.DataFrame, printer: Any, cycle: bool) -> None:
         printer.text(repr(frame))
         return
     width = pd.get_option("display.width") if pd.get_option("display.expand_frame_repr") else None
-    printer.text(frame.to_string(**_options(frame), line_width=width))
+    widest = pd.get_option("display.max_colwidth")
+    printer.text(frame.to_string(**_options(frame), line_width=width, max_colwidth=widest))
 
 
 _SHOWN: Final = {"text/html": _html, "text/plain": _text}

@@ -50,10 +50,13 @@ _TCP_DROP: Final = "tcp_drop"
 _TCP_DROPPERS: Final = frozenset(
     {
         "tcp_v4_do_rcv", "tcp_v6_do_rcv", "tcp_child_process", "tcp_rcv_established", "tcp_rcv_state_process",
-        "tcp_validate_incoming", "tcp_data_queue", "tcp_v4_rcv", "tcp_v6_rcv",
+        "tcp_validate_incoming", "tcp_data_queue", "tcp_v4_rcv", "tcp_v6_rcv", "tcp_drop",
     }
 )  # fmt: skip
-"""Functions that do drop then (net/ipv4/tcp_input.c), or whose last call is to one. Others only free, later."""
+"""Functions that do drop then (net/ipv4/tcp_input.c), or whose last call is to one. Others only free, later.
+
+All go by way of `tcp_drop`, which some compilers leave a function.
+"""
 
 _MERGES: Final = "kfree_skb_partial"
 """Function that frees what was appended to an earlier segment's data."""
@@ -156,7 +159,8 @@ def _used(events: Events, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     ended[asked] &= empty & (syn & _SYN == 0)
     opened[asked] &= empty & (syn == _SYN | _ACK)
     merged = np.array([function.name == _MERGES for function in events.start.functions], bool)
-    later = counted & (~events.freed_in(_TCP_DROPPERS)[rows] | merged[events.hops["func"][np.maximum(rows - 1, 0)]])
+    before = np.maximum(rows - 1, events.first[events.packet_of[rows]])
+    later = counted & (~events.freed_in(_TCP_DROPPERS)[rows] | merged[events.hops["func"][before]])
     used: npt.NDArray[np.intp] = rows[events.freed_in(_USERS)[rows] | ended | opened | later]
     return used
 

@@ -29,6 +29,7 @@ _MORE: Final = 0x2000
 _FRAGMENT: Final = 44
 _OPTIONS: Final = (0, 43, 60, 51)  # what may stand before it
 _IP6_HEADER: Final = 40  # its length does not count itself
+_LEAST_IN_FRAME: Final = 46  # to which Ethernet fills up what is shorter; the kernel cuts that off in ip_rcv
 _IDENTITY: Final = np.dtype(
     [("netns", "u4"), ("ident", "u4"), ("kind", "u1"), ("proto", "u1"), ("src", "u1", (16,)), ("dst", "u1", (16,))]
 )
@@ -49,7 +50,8 @@ def became_part_of(events: Events) -> npt.NDArray[np.uint32]:
 
 def _became_part_of(events: Events) -> npt.NDArray[np.uint32]:
     into = np.zeros(len(events.first), np.uint32)
-    fact = events.fact_of[events.last] if len(events) else np.empty(0, np.int32)
+    # As it came: with other addresses a whole is shown once more, and is no fragment then.
+    fact = events.fact_of[events.first] if len(events) else np.empty(0, np.int32)
     known = np.flatnonzero(fact >= 0)
     known = known[_may_be_fragments(events.facts, fact[known])]
     if not len(known):
@@ -72,7 +74,7 @@ def _became_part_of(events: Events) -> npt.NDArray[np.uint32]:
     # Hops of first fragments at which they are longer than they came.
     above = np.array([layer in _LAYERS for layer in layers], bool)
     came = np.zeros(len(events.first), np.int64)
-    came[packets[first]] = length[first]
+    came[packets[first]] = np.maximum(length[first], _LEAST_IN_FRAME)
     which = np.full(len(events.first), -1, np.intp)
     which[packets] = np.arange(len(packets))
     rows = np.flatnonzero(came[events.packet_of] > 0)

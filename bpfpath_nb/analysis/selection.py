@@ -7,6 +7,7 @@ recording, since in what is left every jump of a CPU's count may be a hop of a p
 from __future__ import annotations
 
 import re
+import tokenize
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,8 @@ from bpfpath_nb.filter.stored import matches
 from bpfpath_nb.printable import printable
 
 _UNANSWERED: Final = (
-    SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError, re.error
+    SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, IndexError, NotImplementedError,
+    RecursionError, re.error, tokenize.TokenError,
 )  # fmt: skip
 """What pandas raises for expressions that it does not take, or whose numbers are none of the column's."""
 

@@ -14,8 +14,8 @@ moved     only if the packet was taken out in another context (process or CPU) t
 
 The waiting is the gap that ends with the taking out. What whoever put the packet in still does with it before that
 (waking the reader) is work; but a gap in between that ends in another context, or at another copy, is waiting too: so
-it is while a neighbour is asked for again and again with copies of the packet. What comes behind the end of a copy is
-another one, also where it got the sk_buff of the former. The first rule that fits decides.
+it is while a neighbour is asked for again and again with copies of the packet. What comes behind the end of a copy of
+which the kernel tells is another one, also where it got the sk_buff of the former. The first rule that fits decides.
 """
 
 from __future__ import annotations

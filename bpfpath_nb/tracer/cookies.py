@@ -56,7 +56,8 @@ class Cookies:
                 chosen[place] = (address, cookies[address])
         keys = (table.Key * len(chosen))(*chosen)
         leaves = (table.Leaf * len(chosen))(*(table.Leaf(*pair) for pair in chosen.values()))
-        table.items_update_batch(keys, leaves)
+        if hasattr(table, "items_update_batch"):  # bcc 0.20; without the table the kernel is asked
+            table.items_update_batch(keys, leaves)
 
     def of_single(self, cookies: Mapping[int, int]) -> None:
         """Before single kprobes are attached by a kernel that carries none: cookies by address."""

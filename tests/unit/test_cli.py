@@ -68,8 +68,9 @@ def test_whoever_names_a_file_is_told_how_it_is_read() -> None:
     assert "`bpfpath_nb.Recording.load('bpfpath_nb/samples/dns.parquet')`" in done.stderr
 
 
-def test_a_filter_that_does_not_parse_is_one_paragraph() -> None:
-    done = bpfpath("udp", "prot", "53")
+@pytest.mark.parametrize("words", [("udp", "prot", "53"), ("udp prot 53 or " + "x" * 400,)])
+def test_a_filter_that_does_not_parse_is_one_paragraph(words: tuple[str, ...]) -> None:
+    done = bpfpath(*words)
 
     assert done.returncode == 1
     assert done.stdout == ""

@@ -85,6 +85,15 @@ def test_a_duration_below_an_hour_is_written_in_microseconds(duration, expected)
     assert frame_display.microseconds(pd.Timedelta(duration)) == expected
 
 
+def test_long_texts_are_cut_and_columns_of_one_name_are_left_to_pandas(shell):
+    long = pd.DataFrame({"path": ["x" * 300], "took": [pd.Timedelta("1us")]})
+    twice = pd.DataFrame([[pd.Timedelta("1us"), "text"]], columns=["same", "same"])
+    by_pandas = shown(shell, long)["text/plain"], shown(shell, twice)
+    shell.run_line_magic("load_ext", "bpfpath_nb")
+    assert shown(shell, long)["text/plain"].count("x") == by_pandas[0].count("x")
+    assert shown(shell, twice) == by_pandas[1]
+
+
 def test_how_the_user_shows_frames_stays(shell):
     formatter = shell.display_formatter.formatters["text/html"]
     formatter.for_type(pd.DataFrame, lambda frame: "mine")

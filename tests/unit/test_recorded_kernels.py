@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from bpfpath_nb import Recording, compare
+from bpfpath_nb.analysis.ends import real_drops
 from bpfpath_nb.kernel import Kernel, facts, reasons
 from bpfpath_nb.lab.cases import CASES
 from bpfpath_nb.tracer import probes
@@ -97,6 +99,17 @@ def test_tcp_tells_its_own_drops_where_the_kernel_has_no_reasons() -> None:
     assert {where for (where,) in named.values()} <= set(CASES["tcp_out_of_window"].where)
     resets = recording.packets.index[packets["dport"] == 7312][-1]
     assert packets.loc[resets, ["verdict", "where"]].tolist() == ["consumed", "tcp_validate_incoming"]
+
+
+def test_tcp_tells_its_own_drops_also_where_the_compiler_left_the_function_that_drops() -> None:
+    recording = Recording.load(TESTS / "recordings" / "tcp-5.10.parquet")
+    events = recording.events
+    inlined = {"tcp_rcv_established", "tcp_validate_incoming", "tcp_data_queue"}
+    there = {
+        address: ("tcp_drop" if symbol in inlined else symbol, offset)
+        for address, (symbol, offset) in events.locations.items()
+    }
+    assert real_drops(dataclasses.replace(events, locations=there)).sum() >= real_drops(events).sum() > 0
 
 
 def test_the_last_fin_of_a_connection_that_waits_was_used() -> None:
