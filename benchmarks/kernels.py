@@ -4,8 +4,8 @@
 
 One process sends UDP datagrams to itself over loopback. Time per datagram is the lower quartile, each timed by itself,
 of the best of several rounds: what else the host does interrupts long runs, and would count against whoever is slower.
-Before and after each tool the same is measured without one. Emulated code is slow, so that figures are to be compared
-with each other only; the host should have nothing else to do.
+After each tool the same is measured without one; the least of all these is what every tool adds to. Emulated code is
+slow, so that figures are to be compared with each other only; the host should have nothing else to do.
 
 For each tool and set of functions: what traffic pays that the filter does not take, what it pays that the filter takes,
 how many events arrived and were lost, and how long attaching took. `functions` of pwru are chosen by a regular
@@ -200,24 +200,28 @@ def inside(program: str, result: Path) -> None:
     every = sorted(name for name, register in available.functions.items() if register <= 4)
     default = [name for name, function in available.catalogue.functions.items() if function.default and name in every]
     rows: list[Row] = []
+    without = [plain.per_datagram()]
 
-    def measure(row: Row, before: float) -> None:
-        row.none = min(before, plain.per_datagram())
+    def measure(row: Row) -> None:
+        without.append(plain.per_datagram())
         rows.append(row)
-        result.write_text(json.dumps([asdict(row) for row in rows]))
-        print(HEAD if len(rows) == 1 else "", row.line(), f"(without any {row.none:.0f} us)", sep="\n", flush=True)
+        for told in rows:
+            told.none = min(without)
+        result.write_text(json.dumps([asdict(told) for told in rows]))
+        print(f"{row.line()} (without any {without[-1]:.0f} us)", flush=True)
 
     for functions, names in (("default", default), ("all", [])):
-        measure(ours(functions, plain, watched), plain.per_datagram())
+        measure(ours(functions, plain, watched))
         tracers.close_idle()
         for options in ((), ALIKE):
-            measure(theirs(program, names, options, plain, watched), plain.per_datagram())
-        measure(nothing(available, names or every, plain), plain.per_datagram())
+            measure(theirs(program, names, options, plain, watched))
+        measure(nothing(available, names or every, plain))
     on_the_way = [name for name in default if name.startswith(("ip_", "__ip", "udp_", "__udp", "sk_", "skb_", "sock_"))]
     for number in NUMBERS:
         names = [*on_the_way, *(name for name in every if name not in on_the_way)][:number]
-        measure(ours(names, plain, watched), plain.per_datagram())
+        measure(ours(names, plain, watched))
     tracers.close_idle()
+    print(f"Without any, at best: {min(without):.0f} us.", HEAD, *(row.line() for row in rows), sep="\n", flush=True)
 
 
 def fetch(folder: Path) -> Path:
