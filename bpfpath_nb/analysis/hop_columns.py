@@ -104,13 +104,14 @@ class HopColumns:
         """How many packets have each code in some row; -1 counts for none."""
         found = np.zeros(count, np.int64)
         if count <= _BITS:
-            # Of each packet a set of codes as the bits of a number; few sets are different ones.
-            bit = np.uint64(1) << np.arange(count, dtype=np.uint64)
-            bit_of = np.append(bit, np.uint64(0))
+            # Of each packet a set of codes as the bits of a number; few sets are different ones. Without a sign -1 is
+            # larger than any shift, and so no bit.
+            has = np.empty(len(self.first), np.uint64)
             for packets, rows in self.parts():
-                has = np.bitwise_or.reduceat(bit_of[codes[rows].astype(np.intp)], self.first[packets] - rows.start)
-                sets, times = np.unique(has, return_counts=True)
-                found += times @ (sets[:, np.newaxis] & bit != 0)
+                bits = np.uint64(1) << codes[rows].astype(np.uint64)
+                np.bitwise_or.reduceat(bits, self.first[packets] - rows.start, out=has[packets])
+            sets, times = np.unique(has, return_counts=True)
+            found += times @ (sets[:, np.newaxis] >> np.arange(count, dtype=np.uint64) & np.uint64(1)).astype(np.int64)
             return found
         # A table of packets by codes; one place more in front, for -1.
         width = count + 1
