@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
-
-import pytest
 
 from bpfpath_nb.tracer.cookies import HASH, Cookies, bits
 from bpfpath_nb.tracer.toolchain import Program
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a BPF map")
 
 FUNCTIONS = 1000
 TEXT = f"""
