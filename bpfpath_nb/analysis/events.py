@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from bpfpath_nb.analysis.copies import Copies, find_copies
 from bpfpath_nb.analysis.jumps import Lost, jumps
+from bpfpath_nb.analysis.reassembly import reassemble
 from bpfpath_nb.analysis.returns import depths, durations, no_returns, pair, split
 from bpfpath_nb.printable import printable
 from bpfpath_nb.schema import EVENT, EVENT_FLAGS, FACTS_DTYPE, STACKS_DTYPE, TIME_LIMIT
@@ -198,6 +199,11 @@ class Events:
         freed = np.zeros(len(self.hops["flags"][rows]), bool)
         freed[ends] = np.isin(self.hops["location"][rows][ends], np.array(addresses, np.uint64))
         return freed
+
+    @cached_property
+    def became_part_of(self) -> npt.NDArray[np.uint32]:
+        """Of each packet the number of that in which it came together with others as a fragment; 0 where in none."""
+        return reassemble(self)
 
     @cached_property
     def utc(self) -> npt.NDArray[np.int64]:

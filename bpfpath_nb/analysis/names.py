@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bpfpath_nb.analysis.events import Events, Names
+if TYPE_CHECKING:
+    from bpfpath_nb.analysis.events import Events, Names
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timedeltas, timestamps
 from bpfpath_nb.analysis.losses import complete, has_ended
 from bpfpath_nb.analysis.paths import Paths
-from bpfpath_nb.analysis.reassembly import became_part_of
 from bpfpath_nb.analysis.sequences import distinct
 from bpfpath_nb.schema import EVENT_FLAGS, PACKETS, ROLES, VERDICTS
 
@@ -140,7 +139,7 @@ def verdicts(events: Events) -> Verdicts:
     received = is_role("receive") | (hops["flags"] & EVENT_FLAGS["merged"] != 0)
     sent = _left(events, is_role("transmit"), received, everywhere=not start.options.get("namespaces"))
     used, passed_by, last_end = last_with(is_end & ~bystander), last_with(is_drop & bystander), last_with(is_end)
-    part = became_part_of(events) != 0
+    part = events.became_part_of != 0
     cases = [delivered >= 0, dropped >= 0, read, sent >= 0, ended & (used < 0) & (passed_by >= 0), ended, part]
     verdict = np.select(cases, [0, 1, 0, 2, 1, 3, 3], 4).astype(np.int8)
     used = np.where(used < 0, last_end, used)
@@ -219,7 +218,7 @@ def _ports(ports: npt.NDArray[np.int32], flows: Flows, fact: npt.NDArray[np.int3
 
 
 def _merged_into(events: Events, consumed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
-    into, hops = np.where(consumed, became_part_of(events), 0).astype(np.uint32), events.hops
+    into, hops = np.where(consumed, events.became_part_of, 0).astype(np.uint32), events.hops
     at = np.flatnonzero(hops["flags"] & EVENT_FLAGS["merged"])
     number = hops["location"][at]
     into[events.packet_of[at]] = np.where(number <= np.iinfo(np.uint32).max, number, 0)

@@ -13,14 +13,16 @@ counts.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.headers import KINDS, extension_headers, located
 from bpfpath_nb.schema import EVENT_FLAGS, LINKS
+
+if TYPE_CHECKING:
+    from bpfpath_nb.analysis.events import Events
 
 _LAYERS: Final = frozenset({"ip", "netfilter", "transport", "socket"})
 """Layers in which an sk_buff begins with its network header, or behind it."""
@@ -35,20 +37,8 @@ _IDENTITY: Final = np.dtype(
 )
 
 
-_KEY: Final = "became_part_of"
-
-
-def became_part_of(events: Events) -> npt.NDArray[np.uint32]:
+def reassemble(events: Events) -> npt.NDArray[np.uint32]:
     """Of each packet the number of that in which it came together with others; 0 where it did not."""
-    # As a cached property would keep it.
-    kept = vars(events)
-    if _KEY not in kept:
-        kept[_KEY] = _became_part_of(events)
-    found: npt.NDArray[np.uint32] = kept[_KEY]
-    return found
-
-
-def _became_part_of(events: Events) -> npt.NDArray[np.uint32]:
     into = np.zeros(len(events.first), np.uint32)
     # As it came: with other addresses a whole is shown once more, and is no fragment then.
     fact = events.fact_of[events.first] if len(events) else np.empty(0, np.int32)
