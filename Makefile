@@ -115,7 +115,7 @@ endef
 	if [ -z "$${found:-}" ]; then \
 		echo "No Python >= 3.11 with venv was found; name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; \
 	fi; \
-	echo "Installing bpfpath_nb and the Python packages it needs into .venv (about 700 MB, once)"; \
+	echo "Installing bpfpath_nb and its Python packages into .venv (about 700 MB, once)"; \
 	$(PY) -m pip --version > /dev/null 2>&1 || "$$found" -m venv --clear .venv; \
 	$(PY) -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
