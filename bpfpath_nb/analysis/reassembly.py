@@ -40,15 +40,19 @@ _IDENTITY: Final = np.dtype(
 def reassemble(events: Events) -> npt.NDArray[np.uint32]:
     """Of each packet the number of that in which it came together with others; 0 where it did not."""
     into = np.zeros(len(events.first), np.uint32)
-    # As it came: with other addresses a whole is shown once more, and is no fragment then.
-    fact = events.fact_of[events.first] if len(events) else np.empty(0, np.int32)
-    known = np.flatnonzero(fact >= 0)
-    known = known[_may_be_fragments(events.facts, fact[known])]
-    if not len(known):
+    facts = events.facts
+    shown = np.flatnonzero(_may_be_fragments(facts))
+    if not len(shown):
         return into
-    identity, is_first, is_later, length = _fragments(events, fact[known])
-    packets = known[is_first | is_later]
-    if not is_later.any() or not is_first.any():
+    identity, is_first, is_later, length = _fragments(facts[shown])
+    # The snapshot that shows a fragment need not be the first, for a sender may cut what has a number already, nor the
+    # last, for with other addresses a whole is shown once more.
+    shows = np.flatnonzero(is_first | is_later)
+    numbers, earliest = np.unique(facts["packet"][shown[shows]], return_index=True)
+    shows = shows[earliest]
+    packets = np.searchsorted(events.packets, numbers)
+    identity, first, later, length = identity[shows], is_first[shows], is_later[shows], length[shows]
+    if not first.any() or not later.any():
         return into
     hops = events.hops
     layers = [function.layer for function in events.start.functions] or [""]
@@ -57,9 +61,6 @@ def reassemble(events: Events) -> npt.NDArray[np.uint32]:
     freeing = np.array([layer == "skb" for layer in layers], bool)[hops["func"]]
     passed = np.flatnonzero(~freeing & (hops["flags"] & EVENT_FLAGS["end"] == 0))
     at[events.packet_of[passed]] = passed
-    identity = identity[is_first | is_later]
-    length = length[is_first | is_later]
-    first, later = is_first[is_first | is_later], is_later[is_first | is_later]
 
     # Hops of first fragments at which they are longer than they came.
     above = np.array([layer in _LAYERS for layer in layers], bool)
@@ -89,29 +90,30 @@ def reassemble(events: Events) -> npt.NDArray[np.uint32]:
     return into
 
 
-def _may_be_fragments(facts: npt.NDArray[np.void], rows: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+def _may_be_fragments(facts: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
     """A quick look, before all headers of a few are read: who says nothing of fragments at the usual place is none."""
-    headers, frame = facts["headers"], facts["link"][rows] == LINKS["ethernet"]
+    headers, frame = facts["headers"], facts["link"] == LINKS["ethernet"]
     network = np.where(frame, 14, 0)
+    rows = np.arange(len(facts))
     first, following, offset = (headers[rows, network + at] for at in (0, 6, 7))
     four, six = first >> 4 == 4, first >> 4 == 6
     fragment = np.where(four, (following & 0x3F) | offset, six & np.isin(following, (_FRAGMENT, *_OPTIONS))) != 0
-    ethertype = headers[rows, 12].astype(np.uint16) << 8 | headers[rows, 13]
+    ethertype = headers[:, 12].astype(np.uint16) << 8 | headers[:, 13]
     tagged = frame & ~np.isin(ethertype, (0x0800, 0x86DD, 0x0806))
     return np.asarray(tagged | fragment & (four | six))
 
 
 def _fragments(
-    events: Events, fact: npt.NDArray[np.int32]
+    facts: npt.NDArray[np.void],
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Of some rows of the facts what fragments are known by, which of them are first ones, which later ones, how long.
+    """Of some of the facts what fragments are known by, which of them are first ones, which later ones, how long.
 
     The namespace in the identity is left open.
     """
-    headers = located(events.facts[fact])
+    headers = located(facts)
     parsed, matrix, network = headers.parsed, headers.matrix, headers.network
     four, six = parsed["kind"] == KINDS["ip"], parsed["kind"] == KINDS["ip6"]
-    identity = np.zeros(len(fact), _IDENTITY)
+    identity = np.zeros(len(facts), _IDENTITY)
     for name in ("kind", "proto", "src", "dst"):
         identity[name] = parsed[name]
     later = (parsed["fragment"] == 1) & (four | six)
