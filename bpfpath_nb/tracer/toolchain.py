@@ -12,6 +12,7 @@ number that is meant is written over it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import resource
@@ -182,3 +183,4 @@ class Program:
         while self.descriptors:
             os.close(self.descriptors.pop())
         self._bpf.cleanup()
+        atexit.unregister(self._bpf.cleanup)  # which bcc keeps, and with it all of this
