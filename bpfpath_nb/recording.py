@@ -102,7 +102,8 @@ class RecordingViews(Exports):
     def transitions(self) -> pd.DataFrame:
         """One row per step from one function to the next, that with most time spent first.
 
-        Index `(from, to)`. What is taken for waiting is in `analysis.waits`.
+        Index `(from, to)`. What is taken for waiting is in `analysis.waits`. That a TCP segment waited out of order is
+        told by the data in front of it that came later: in a selection without those it waited in its socket.
 
         {transitions}
         """

@@ -71,7 +71,8 @@ class HopsAccessor:
         """As `Recording.transitions`, from each hop to the packet's next one in this frame.
 
         A frame does not tell for whom a packet was freed; that it was read from its socket is told by the functions
-        and by the change of process only.
+        and by the change of process only. Nor has it sequence numbers: that TCP kept a segment out of order is told
+        where `tcp_data_queue_ofo` is a function that was traced, and else its wait counts as one in its socket.
         """
         return transitions_frame(FrameColumns(self._df, ("func", "time", "skb", "pid", "cpu")))
 

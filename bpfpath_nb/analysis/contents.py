@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from bpfpath_nb.analysis.headers import KINDS, Matrix, Offsets, located
+from bpfpath_nb.analysis.headers import KINDS, Located, Matrix, Offsets, located
 from bpfpath_nb.analysis.sequences import folded
 
 CONTENT_DTYPE: Final = np.dtype(
@@ -38,22 +38,29 @@ _COMPARED: Final = 64
 def contents(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     """Read all rows of `facts` (schema.FACTS_DTYPE) into rows of CONTENT_DTYPE."""
     headers = located(facts)
+    parsed, matrix, network = headers.parsed, headers.matrix, headers.network
+    found = segments(headers, facts["len"])
+    icmp = found["first"] & np.isin(parsed["proto"], _ICMP) & (parsed["ends"] == 1)
+    found["type"], found["code"] = (np.where(icmp, parsed[end], 0) for end in ("sport", "dport"))
+    four = parsed["kind"] == KINDS["ip"]
+    found["twin"] = np.where(four & (matrix.u16(network + 4) != 0), _twins(matrix, network), 0)
+    return found
+
+
+def segments(headers: Located, length: npt.NDArray[Any]) -> npt.NDArray[np.void]:
+    """As `contents`, of located headers and the sk_buffs' lengths; but only what TCP, and whether it is TCP."""
     parsed, matrix, network, transport = headers.parsed, headers.matrix, headers.network, headers.transport
-    found = np.zeros(len(facts), CONTENT_DTYPE)
+    found = np.zeros(len(parsed), CONTENT_DTYPE)
     four = parsed["kind"] == KINDS["ip"]
     ip = four | (parsed["kind"] == KINDS["ip6"])
     found["proto"] = np.where(ip, parsed["proto"], 0)
     found["first"] = ip & (parsed["fragment"] == 0)
-    icmp = found["first"] & np.isin(parsed["proto"], _ICMP) & (parsed["ends"] == 1)
-    found["type"], found["code"] = (np.where(icmp, parsed[end], 0) for end in ("sport", "dport"))
-    found["twin"] = np.where(four & (matrix.u16(network + 4) != 0), _twins(matrix, network), 0)
-
     tcp = found["first"] & (parsed["proto"] == _TCP) & matrix.has(transport, 16)
     found["flags"] = np.where(tcp, matrix.u8(transport + 13), 0)
     found["seq"] = np.where(tcp, (matrix.u16(transport + 4).astype(np.int64) << 16) | matrix.u16(transport + 6), 0)
     found["window"] = np.where(tcp, matrix.u16(transport + 14), 0)
     size = transport - network + (matrix.u8(transport + 12) >> 4) * 4
-    found["data"] = np.where(tcp, _length(matrix, network, four, facts["len"]) - size, 0).clip(0, 0xFFFF)
+    found["data"] = np.where(tcp, _length(matrix, network, four, length) - size, 0).clip(0, 0xFFFF)
     return found
 
 

@@ -20,7 +20,7 @@ from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.hops import gaps
 from bpfpath_nb.analysis.quantiles import PART
-from bpfpath_nb.analysis.waits import Takings, waits
+from bpfpath_nb.analysis.waits import Takings, hop_waits, waits
 from bpfpath_nb.errors import OptionError
 from bpfpath_nb.schema import LAYERS
 
@@ -44,8 +44,8 @@ class HopColumns:
         Of each hop its function.
     time, gap, duration : arrays of int64
         In ns; a missing gap or duration is `hops.NAT`.
-    takings : Takings
-        Where each hop ran, to tell work from waiting.
+    queue : array of int8
+        Of the gap after each hop the queue that the packet waited in (`schema.QUEUES`), -1 for work.
     """
 
     first: npt.NDArray[np.intp]
@@ -53,7 +53,7 @@ class HopColumns:
     time: Int64s
     gap: Int64s
     duration: Int64s
-    takings: Takings
+    queue: npt.NDArray[np.int8]
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -82,11 +82,6 @@ class HopColumns:
     def layer_of_function(self) -> npt.NDArray[np.int8]:
         """Of each of `func.names` the position of its layer in schema.LAYERS."""
         raise NotImplementedError
-
-    @cached_property
-    def queue(self) -> npt.NDArray[np.int8]:
-        """Of the gap after each hop the queue that the packet waited in (`schema.QUEUES`), -1 for work."""
-        return waits(self.takings)
 
     def parts(self, packets: int = PART) -> Iterator[tuple[slice, slice]]:
         """At most so many packets at a time, few enough for the processor's cache, as slices of packets and of rows."""
@@ -168,9 +163,9 @@ class EventColumns(HopColumns):
     def position(self) -> npt.NDArray[np.integer[Any]]:
         return self.events.hop
 
-    @property
-    def takings(self) -> Takings:  # type: ignore[override]
-        return Takings.of_events(self.events)
+    @cached_property
+    def queue(self) -> npt.NDArray[np.int8]:  # type: ignore[override]
+        return hop_waits(self.events)
 
 
 class FrameColumns(HopColumns):
@@ -245,10 +240,10 @@ class FrameColumns(HopColumns):
     def duration(self) -> Int64s:  # type: ignore[override]
         return self._ns("duration")
 
-    @property
-    def takings(self) -> Takings:  # type: ignore[override]
+    @cached_property
+    def queue(self) -> npt.NDArray[np.int8]:  # type: ignore[override]
         skb, pid, cpu = (self.df[name] for name in ("skb", "pid", "cpu"))
-        return Takings(
+        takings = Takings(
             self.packet_of,
             skb.to_numpy(np.uint64),
             self.func,
@@ -256,6 +251,7 @@ class FrameColumns(HopColumns):
             cpu.to_numpy(),
             np.zeros(len(self), bool),  # a frame does not tell who freed a packet
         )
+        return waits(takings)
 
     def named(self, column: str) -> names.Named:
         """A column of names; concatenated frames whose categories differ have it as plain text."""

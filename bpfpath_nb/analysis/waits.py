@@ -16,6 +16,11 @@ The waiting is the gap that ends with the taking out. What whoever put the packe
 (waking the reader) is work; but a gap in between that ends in another context, or at another copy, is waiting too: so
 it is while a neighbour is asked for again and again with copies of the packet. What comes behind the end of a copy of
 which the kernel tells is another one, also where it got the sk_buff of the former. The first rule that fits decides.
+
+That TCP kept a segment out of order is told by its function only where that can be probed. Of a whole recording the
+sequence numbers tell it (`out_of_order`). Such a segment waits twice, first for what is missing and then for its
+reader, and mostly no event lies between; so the gap in which the missing data came is the former, and what follows it
+the latter.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import numpy.typing as npt
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
+from bpfpath_nb.analysis.out_of_order import out_of_order
 from bpfpath_nb.kernel.catalogue import Queue, load
 from bpfpath_nb.schema import QUEUES
 
@@ -75,11 +81,24 @@ def hop_waits(events: Events, rows: slice = _ALL) -> npt.NDArray[np.int8]:
     array of int8
         Position in `schema.QUEUES`; -1 where the gap is work.
     """
-    return waits(Takings.of_events(events, rows))
+    hops = Takings.of_events(events, rows)
+    queue = waits(hops)
+    gaps = _held(events, hops, rows)
+    queue[gaps[np.isin(queue[gaps], (-1, QUEUES.index("socket")))]] = QUEUES.index("out-of-order")
+    return queue
+
+
+def _held(events: Events, hops: Takings, rows: slice) -> Rows:
+    """Rows whose gap is waiting out of order, by the sequence numbers."""
+    held = out_of_order(events)
+    begin, end, _ = rows.indices(len(events))
+    here = slice(*np.searchsorted(held.put, (begin, end)))
+    put, gap = held.put[here] - begin, held.gap[here] - begin
+    return np.concatenate((gap, _between(hops, put, gap + 1)))
 
 
 def waits(hops: Takings) -> npt.NDArray[np.int8]:
-    """As `hop_waits`, of hops in the order of their packets."""
+    """As `hop_waits`, of hops in the order of their packets, by the functions alone."""
     queue = np.full(len(hops.skb), -1, np.int8)
     if not len(queue):
         return queue

@@ -278,6 +278,30 @@ def tcp_retransmission(scene: Scene) -> None:
     hurry(there)
 
 
+@case("TCP segments wait for others before them that are lost", verdict="delivered", also="NETFILTER_DROP")
+def tcp_out_of_order(scene: Scene) -> None:
+    """The sender is not told what is missing, else it would send that again at once, and no more meanwhile."""
+    scene.sysctl("client", ipv4__tcp_retrans_collapse=0, ipv4__tcp_early_retrans=0)
+    here, there, _ = scene.connection(7332)
+    here.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    here.sendall(b"in order")
+    there.recv(100)
+    parts = b"lost", b"waits", b"lost too", b"waits too"
+    seq = sequence(here)[0]
+    lost = f"tcp sequence {{ {seq}, {(seq + len(parts[0] + parts[1])) % (1 << 32)} }}"
+    with Drop(scene.lab, "router", lost, "forward"), Drop(scene.lab, "router", "tcp sport 7332", "forward"):
+        for data in parts:
+            here.sendall(data)
+        scene.pause(0.02)
+    missing = sum(map(len, parts))
+    while missing:
+        missing -= len(there.recv(missing))
+    here.sendall(b"in order again")
+    there.recv(100)
+    hurry(here)
+    hurry(there)
+
+
 @case("the segment acknowledges what was never sent", reason="TCP_ACK_UNSENT_DATA", where=TCP_STATE)
 def tcp_ack_unsent(scene: Scene) -> None:
     stray(scene, 7317, ack=100000)
