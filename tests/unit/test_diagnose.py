@@ -107,6 +107,7 @@ EVIDENCE = {
     "wait-qdisc": ("cases-6.18", "qdisc_delay"),
     "wait-neighbour": ("cases-6.18", "neighbour_late"),
     "wait-socket": ("cases-6.18", "udp_read_late"),
+    "wait-out-of-order": ("out-of-order-6.18", "tcp_out_of_order"),
     "unread": ("cases-6.18", "udp_unread"),
     "unfinished": ("unfinished-6.18", "fragment_waits"),
     "loop": ("cases-6.18", "routing_loop"),
