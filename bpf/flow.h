@@ -5,6 +5,7 @@
 
 struct header {
 	u64 addresses; /* hashed; 0 where there is no IP header */
+	u16 ident;     /* of IPv4, which its fragments have too */
 	u8 protocol;
 	u8 fragment;
 };
@@ -29,6 +30,7 @@ static __always_inline u64 flow_of(const struct sk_buff_copy *copy, struct heade
 	if (header[0] >> 4 == 4) {
 		protocol = header[9];
 		seen->protocol = protocol;
+		seen->ident = w[0] >> 32;
 		seen->fragment = (header[6] & 0x3f) || header[7]; /* more fragments, or an offset */
 		transport = (header[0] & 15) * 4;
 		/* Later fragments have no ports. */

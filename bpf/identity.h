@@ -41,8 +41,9 @@
  * (GSO), fragments, copies. They have new buffers, so what they are made of has to be seen by their circumstances:
  * they appear in mid-path, on the CPU on which the large packet was seen just before, further on than where that one
  * was met first, between the same addresses, and for segments and copies with the same ports. Segments are recognized
- * only beneath a packet that is known to be cut (`gso_size`), fragments by their header, copies only after one of the
- * functions that copy, where these can be probed; elsewhere a copy is a packet of its own, without a parent.
+ * only beneath a packet that is known to be cut (`gso_size`), fragments by their header, and those of IPv4 by its
+ * identification, also where the first of them took its time; copies only after one of the functions that copy, where
+ * these can be probed; elsewhere a copy is a packet of its own, without a parent.
  * (`sources`)
  *
  * And some end in others: merging.h.

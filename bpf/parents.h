@@ -4,7 +4,8 @@
  */
 
 /* The packets that others may be made of just now (see identity.h): those that are cut into segments, or copied, by
- * flow and CPU; those that may be cut into fragments, which are large and not TCP's, by addresses and CPU. */
+ * flow and CPU; those that may be cut into fragments, which are large and not TCP's, by addresses, identification
+ * and CPU. */
 struct source {
 	u32 packet;
 	u32 seen; /* us; odd: it is copied */
@@ -12,6 +13,7 @@ struct source {
 };
 
 #define LARGE  1280
+#define KNOWN  1000000000 /* ns in which a packet with the same identification is the same */
 #define US(ns) ((u32)((ns) >> 10) & ~1u)
 
 BPF_TABLE("lru_hash", u64, struct source, sources, 4096);
@@ -21,9 +23,14 @@ static __always_inline u64 source_key(u64 hash)
 	return hash ^ (u64)(bpf_get_smp_processor_id() + 1) * 0x9E3779B97F4A7C15ull;
 }
 
-static __always_inline int is_fresh(const struct source *source, u64 now)
+static __always_inline u64 whole_key(const struct header *header)
 {
-	return US(now) - (source->seen & ~1u) < US(FRESH);
+	return source_key(header->addresses ^ header->ident * 0x165667B19E3779F9ull);
+}
+
+static __always_inline int is_fresh(const struct source *source, u64 now, u64 within)
+{
+	return US(now) - (source->seen & ~1u) < US(within);
 }
 
 static __always_inline int is_gso(const struct sk_buff_copy *copy)
@@ -48,12 +55,12 @@ static __always_inline void note_source(const struct path *path, const struct sk
 	} else if (MEMBER(copy, u32, sk_buff__data_len) && is_gso(copy)) {
 		key = source_key(path->flow);
 	} else if (path->len > LARGE && header->protocol != 6 && !header->fragment) {
-		key = source_key(header->addresses);
+		key = whole_key(header);
 	}
 	if (!key)
 		return;
 	known = sources.lookup(&key);
-	if (known && path->parent && path->parent == known->packet && is_fresh(known, now))
+	if (known && path->parent && path->parent == known->packet && is_fresh(known, now, FRESH))
 		return; /* there may be more of its kind to come */
 	sources.update(&key, &source);
 }
@@ -71,12 +78,13 @@ static __always_inline u32 parent_of(const struct sk_buff_copy *copy, const stru
 				     u16 kind, u32 entered, u64 now)
 {
 	struct source *source;
-	u64 key = source_key(header->fragment ? header->addresses : flow);
+	u64 key = header->fragment ? whole_key(header) : source_key(flow);
+	u64 within = header->fragment && header->ident ? KNOWN : FRESH;
 
 	if (!header->addresses || kind & KIND_RECEIVE)
 		return 0;
 	source = sources.lookup(&key);
-	if (!source || !is_fresh(source, now))
+	if (!source || !is_fresh(source, now, within))
 		return 0;
 	if (!(source->seen & 1) &&
 	    (kind & KIND_BIRTH || source->entered == entered || BITS(copy, sk_buff__fclone) || is_gso(copy)))
