@@ -32,14 +32,23 @@ _TAPS: Final = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv", "packe
 _USERS: Final = frozenset({"icmpv6_rcv"})
 """Functions that, before Linux 6.3, freed as dropped and without a reason also what they had used (net/ipv6/icmp.c)."""
 
-_LISTS: Final = frozenset({"kfree_skb_list", "skb_queue_purge", "skb_rbtree_purge"})
-"""Functions that free several packets for their caller; kernels before 6.0 tell their address and not its."""
+_LISTS: Final = frozenset(
+    {"kfree_skb_list", "kfree_skb_list_reason", "__tcf_kfree_skb_list", "skb_queue_purge", "skb_rbtree_purge"}
+)
+"""Functions that free several packets for their caller.
+
+Kernels before 6.3 tell their address and not its; that of `__tcf_kfree_skb_list` is told by 7.2, which frees in it what
+queues refused (net/sched/sch_generic.c).
+"""
 
 _CLOSERS: Final = frozenset({"sk_stream_kill_queues"})
 """Functions that purge the queues of a stream socket that was closed (net/core/stream.c)."""
 
 _UNREAD: Final = frozenset({"__tcp_close", "inet_csk_destroy_sock"})
 """Functions that free what a TCP socket holds when it is closed, and not as dropped (net/ipv4/tcp.c)."""
+
+_DEFERS: Final = "skb_attempt_defer_free"
+"""Function that frees what a reader is done with, and on 7.2 also what a TCP socket holds when it is closed."""
 
 _TCP_RECEIVERS: Final = frozenset({"tcp_v4_rcv", "tcp_v6_rcv"})
 """Functions that free without a reason also what they had used for a connection that ended (net/ipv4/tcp_ipv4.c)."""
@@ -114,6 +123,14 @@ def real_drops(events: Events) -> npt.NDArray[np.bool_]:
     """Of each hop whether a copy was dropped there that was no bystander."""
     is_drop, bystander = drops_and_bystanders(events, ends(events))
     return is_drop & ~bystander
+
+
+def never_read(events: Events, is_end: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Of each hop whether a copy was given away there as readers do, while its socket was closed with it."""
+    closed = np.zeros(len(events.copies.packet), bool)
+    closed[events.copies.of[is_end & events.freed_in(_UNREAD)]] = True
+    defers = np.array([function.name == _DEFERS for function in events.start.functions] or [False], bool)
+    return np.asarray(defers[events.hops["func"]] & closed[events.copies.of])
 
 
 def given_up_by(events: Events, rows: npt.NDArray[np.intp]) -> names.Named:

@@ -12,9 +12,9 @@ dropped      a copy was freed (flag `end`) by a function of the role `drop`, the
              as meant, and no other copy lives. Kernels before 5.17 give no reason; there each such end is a drop,
              but those in the handler of ICMPv6, which freed so what it had used as well.
              A FIN that waits in a socket that is closed is purged with it; nothing is lost with an empty segment.
-             Data that waits there was never read: it is lost, though TCP frees it as used. A segment without data for
-             a connection that ended has done its work, such as the last FIN. What came together from fragments frees
-             them with itself, and they are dropped only where it was.
+             Data that waits there was never read: it is lost, though TCP frees it as used, or (7.2) as readers do.
+             A segment without data for a connection that ended has done its work, such as the last FIN. What came
+             together from fragments frees them with itself, and they are dropped only where it was.
              Ends of bystanders do not count beside those of other copies: a copy that a bridge flooded to another
              host (OTHERHOST), or a packet socket's (PACKET_SOCK_ERROR, or freed in its receiving function).
 delivered    the tracer found that it had been read (`reads`): not every kernel tells of the reading itself.
@@ -44,7 +44,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis import names
-from bpfpath_nb.analysis.ends import drops_and_bystanders, ends, given_up_by
+from bpfpath_nb.analysis.ends import drops_and_bystanders, ends, given_up_by, never_read
 from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.analysis.flows import Flows
 from bpfpath_nb.analysis.hops import hop_flows, nullable, timedeltas, timestamps
@@ -126,7 +126,7 @@ def verdicts(events: Events) -> Verdicts:
     alone = (copies.living[copies.packet] == copies.lives)[copies.of]
 
     real = is_drop & ~bystander
-    reading = is_role("deliver") | is_end & events.freed_in(start.readers)
+    reading = is_role("deliver") & ~never_read(events, is_end) | is_end & events.freed_in(start.readers)
     meant = np.zeros(len(copies.packet), bool)
     meant[copies.of[is_end & events.freed_in(start.readers - _TAP_READERS)]] = True
     aside = reading & several[of_packet] & (hops["flags"] & EVENT_FLAGS["clone"] != 0)
