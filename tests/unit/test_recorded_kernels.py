@@ -71,7 +71,7 @@ def test_a_ping_over_ipv6_is_used_up_where_it_is_answered(recordings: dict[str, 
     assert set(zip(asked["verdict"], asked["where"], strict=True)) == {("consumed", "icmpv6_rcv")}
 
 
-@pytest.mark.parametrize("release", ["5.10", "6.12", "6.18"])
+@pytest.mark.parametrize("release", ["5.10", "6.1", "6.12", "6.18", "7.2"])
 def test_tcp_data_that_nobody_read_is_lost_when_the_socket_is_closed(release: str) -> None:
     recording = Recording.load(TESTS / "recordings" / f"cases-{release}.parquet")
     lost = recording.packets.query("dport == 7326 and where == '__tcp_close' and length > 100")
