@@ -12,7 +12,7 @@ An end is named after the function that gave the packet up, by the address that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,10 @@ import numpy.typing as npt
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.advice import NOT_SAID
 from bpfpath_nb.analysis.contents import contents
-from bpfpath_nb.analysis.events import Events
 from bpfpath_nb.schema import EVENT_FLAGS
+
+if TYPE_CHECKING:
+    from bpfpath_nb.analysis.events import Events
 
 _BYSTANDERS: Final = frozenset({"OTHERHOST", "PACKET_SOCK_ERROR"})
 """Drop reasons that say of one copy that it was not for this host or socket, and nothing of the packet."""

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from bpfpath_nb.analysis.copies import Copies, find_copies
 from bpfpath_nb.analysis.jumps import Lost, jumps
+from bpfpath_nb.analysis.out_of_order import Held, find_held
 from bpfpath_nb.analysis.reassembly import reassemble
 from bpfpath_nb.analysis.returns import depths, durations, no_returns, pair, split
 from bpfpath_nb.printable import printable
@@ -204,6 +205,11 @@ class Events:
     def became_part_of(self) -> npt.NDArray[np.uint32]:
         """Of each packet the number of that in which it came together with others as a fragment; 0 where in none."""
         return reassemble(self)
+
+    @cached_property
+    def held(self) -> Held:
+        """The TCP segments that waited out of order."""
+        return find_held(self)
 
     @cached_property
     def utc(self) -> npt.NDArray[np.int64]:

@@ -54,6 +54,7 @@ _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 # Hop-by-hop, routing, destination options, mobility, HIP, shim6: all have their length in 8-byte units at byte 1.
 _OPTIONS = (0, 43, 60, 135, 139, 140)
 _FRAGMENT, _AUTHENTICATION = 44, 51
+_ETHERNET = 14
 _MOST_EXTENSIONS = 8
 
 
@@ -106,6 +107,39 @@ def tcp_flags(facts: npt.NDArray[np.void], rows: npt.NDArray[np.int32]) -> names
 
 
 @dataclass(frozen=True)
+class Unread:
+    """Headers that are not parsed, where their few need not be: what stands where an IP header mostly begins.
+
+    Attributes
+    ----------
+    four, six : arrays of bool
+        Whether that may be a header of IPv4, or of IPv6.
+    tagged : array of bool
+        Whether it may be elsewhere.
+    """
+
+    four: Bools
+    six: Bools
+    tagged: Bools
+    _headers: npt.NDArray[np.uint8]
+    _network: Offsets
+
+    def at(self, offset: int) -> npt.NDArray[np.uint8]:
+        """A byte of the IP header."""
+        return np.asarray(self._headers[np.arange(len(self._headers)), self._network + offset])
+
+
+def unread(facts: npt.NDArray[np.void]) -> Unread:
+    """Look at all rows of `facts` without parsing them."""
+    headers, frame = facts["headers"], facts["link"] == LINKS["ethernet"]
+    network = np.where(frame, _ETHERNET, 0)
+    version = headers[np.arange(len(facts)), network] >> 4
+    ethertype = headers[:, 12].astype(np.uint16) << 8 | headers[:, 13]
+    tagged = frame & ~np.isin(ethertype, (0x0800, 0x86DD, 0x0806))
+    return Unread(version == 4, version == 6, tagged, headers, network)
+
+
+@dataclass(frozen=True)
 class Located:
     """Parsed headers, and where they stand.
 
@@ -154,9 +188,9 @@ def _link(
 ) -> tuple[npt.NDArray[np.int32], Offsets]:
     """Ethertype of each packet and where its network header begins, past the VLAN tags."""
     zero = np.zeros(len(facts), np.intp)
-    is_frame = (facts["link"] == LINKS["ethernet"]) & matrix.has(zero, 14)
+    is_frame = (facts["link"] == LINKS["ethernet"]) & matrix.has(zero, _ETHERNET)
     ethertype = np.where(is_frame, matrix.u16(zero + 12), 0)
-    offset = np.where(is_frame, 14, 0)
+    offset = np.where(is_frame, _ETHERNET, 0)
     # The kernel takes the outermost tag off the data and keeps it beside (skb->vlan_tci), so it comes first.
     beside = facts["vlan_tpid"] != 0
     parsed["outer"][beside] = facts["vlan_tci"][beside] & 0xFFF

@@ -17,7 +17,7 @@ number. Numbers are followed across their wrap at 2^32 from one arrival to the n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,18 @@ import pandas as pd
 
 from bpfpath_nb.analysis.contents import segments
 from bpfpath_nb.analysis.ends import drops_and_bystanders, ends
-from bpfpath_nb.analysis.events import Events
-from bpfpath_nb.analysis.headers import located
+from bpfpath_nb.analysis.headers import located, unread
 from bpfpath_nb.analysis.sequences import folded, stable_order
 from bpfpath_nb.kernel.catalogue import load
-from bpfpath_nb.schema import EVENT_FLAGS, LINKS
+from bpfpath_nb.schema import EVENT_FLAGS
+
+if TYPE_CHECKING:
+    from bpfpath_nb.analysis.events import Events
 
 Rows = npt.NDArray[np.intp]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_KEY: Final = "out_of_order"
 _RECEIVERS: Final = frozenset(
     {"tcp_v4_rcv", "tcp_v6_rcv", "tcp_v4_do_rcv", "tcp_v6_do_rcv", "tcp_rcv_established", "tcp_data_queue"}
 )
@@ -76,17 +77,8 @@ class _Arrivals:
         return _Arrivals(self.row[which], self.out[which], self.read[which])
 
 
-def out_of_order(events: Events) -> Held:
+def find_held(events: Events) -> Held:
     """The segments of a recording that waited out of order."""
-    # As a cached property would keep it; here, because the ends need events.
-    kept = vars(events)
-    if _KEY not in kept:
-        kept[_KEY] = _find(events)
-    found: Held = kept[_KEY]
-    return found
-
-
-def _find(events: Events) -> Held:
     nothing = Held(np.empty(0, np.intp), np.empty(0, np.intp))
     may_be = _may_be_tcp(events.facts)
     if not may_be.any():
@@ -136,14 +128,11 @@ def _last_before(time: Ints, begin: Rows, end: Rows, until: Ints) -> Rows:
 
 
 def _may_be_tcp(facts: npt.NDArray[np.void]) -> Bools:
-    """A quick look, before the headers of those few are read: who names another protocol at the usual place is none."""
-    headers, frame = facts["headers"], facts["link"] == LINKS["ethernet"]
-    each, network = np.arange(len(facts)), np.where(frame, 14, 0)
-    first, following, protocol = (headers[each, network + at] for at in (0, 6, 9))
-    four, six = first >> 4 == 4, first >> 4 == 6
-    ethertype = headers[:, 12].astype(np.uint16) << 8 | headers[:, 13]
-    tagged = frame & ~np.isin(ethertype, (0x0800, 0x86DD, 0x0806))
-    return np.asarray(tagged | four & (protocol == _TCP) | six & np.isin(following, (_TCP, *_OPTIONS)))
+    """Before the headers of those few are read: who names another protocol at the usual place is none."""
+    plain = unread(facts)
+    four = plain.four & (plain.at(9) == _TCP)
+    six = plain.six & np.isin(plain.at(6), (_TCP, *_OPTIONS))
+    return np.asarray(plain.tagged | four | six)
 
 
 def _arrivals(events: Events, may_be: Bools) -> _Arrivals:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from bpfpath_nb.analysis.headers import KINDS, extension_headers, located
-from bpfpath_nb.schema import EVENT_FLAGS, LINKS
+from bpfpath_nb.analysis.headers import KINDS, extension_headers, located, unread
+from bpfpath_nb.schema import EVENT_FLAGS
 
 if TYPE_CHECKING:
     from bpfpath_nb.analysis.events import Events
@@ -91,16 +91,11 @@ def reassemble(events: Events) -> npt.NDArray[np.uint32]:
 
 
 def _may_be_fragments(facts: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """A quick look, before all headers of a few are read: who says nothing of fragments at the usual place is none."""
-    headers, frame = facts["headers"], facts["link"] == LINKS["ethernet"]
-    network = np.where(frame, 14, 0)
-    rows = np.arange(len(facts))
-    first, following, offset = (headers[rows, network + at] for at in (0, 6, 7))
-    four, six = first >> 4 == 4, first >> 4 == 6
-    fragment = np.where(four, (following & 0x3F) | offset, six & np.isin(following, (_FRAGMENT, *_OPTIONS))) != 0
-    ethertype = headers[:, 12].astype(np.uint16) << 8 | headers[:, 13]
-    tagged = frame & ~np.isin(ethertype, (0x0800, 0x86DD, 0x0806))
-    return np.asarray(tagged | fragment & (four | six))
+    """Before all headers of a few are read: who says nothing of fragments at the usual place is none."""
+    plain = unread(facts)
+    four = plain.four & ((plain.at(6) & 0x3F | plain.at(7)) != 0)
+    six = plain.six & np.isin(plain.at(6), (_FRAGMENT, *_OPTIONS))
+    return np.asarray(plain.tagged | four | six)
 
 
 def _fragments(

@@ -34,7 +34,6 @@ import numpy.typing as npt
 
 from bpfpath_nb.analysis import names
 from bpfpath_nb.analysis.events import Events
-from bpfpath_nb.analysis.out_of_order import out_of_order
 from bpfpath_nb.kernel.catalogue import Queue, load
 from bpfpath_nb.schema import QUEUES
 
@@ -90,7 +89,7 @@ def hop_waits(events: Events, rows: slice = _ALL) -> npt.NDArray[np.int8]:
 
 def _held(events: Events, hops: Takings, rows: slice) -> Rows:
     """Rows whose gap is waiting out of order, by the sequence numbers."""
-    held = out_of_order(events)
+    held = events.held
     begin, end, _ = rows.indices(len(events))
     here = slice(*np.searchsorted(held.put, (begin, end)))
     put, gap = held.put[here] - begin, held.gap[here] - begin

@@ -9,7 +9,6 @@ import pytest
 from streams import CLIENT, END, LAST, SERVER, facts_row, hop, of_hops
 
 from bpfpath_nb import Recording
-from bpfpath_nb.analysis.out_of_order import out_of_order
 from bpfpath_nb.analysis.waits import hop_waits
 from bpfpath_nb.lab import wire
 from bpfpath_nb.schema import LINKS, QUEUES
@@ -51,7 +50,7 @@ class Traffic:
     def held(self) -> set[int]:
         """The packets that are said to have waited out of order."""
         events = self.recording().events
-        return set(events.hops["packet"][out_of_order(events).put].tolist())
+        return set(events.hops["packet"][events.held.put].tolist())
 
 
 class Socket:
