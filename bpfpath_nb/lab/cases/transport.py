@@ -326,6 +326,8 @@ def tcp_flags(scene: Scene) -> None:
 def tcp_data_after_close(scene: Scene) -> None:
     here, there, _ = scene.connection(7320)
     there.close()
+    here.recv(1)  # The end has come, and is not confirmed at once unless that is asked for.
+    here.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     scene.pause(0.01)
     with suppress(OSError):
         here.sendall(b"too late")
