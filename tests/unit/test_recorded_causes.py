@@ -12,13 +12,8 @@ from bpfpath_nb import Recording
 from bpfpath_nb.lab.cases import CASES, Case
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
-OF_TCP = {
-    "tcp_out_of_window", "tcp_old_data", "tcp_paws", "tcp_out_of_order_twice", "tcp_ack_unsent", "tcp_syn_again",
-    "tcp_flags", "tcp_zero_window",
-}  # fmt: skip
-"""What 5.10 frees as it frees what TCP has used: told since, in `tcp-5.10` (test_recorded_kernels.py)."""
 NOT_TOLD = {
-    "5.10": OF_TCP | {"ndisc_hop_limit"},  # before 6.3 the handler of ICMPv6 frees alike what it drops and what it used
+    "5.10": {"ndisc_hop_limit"},  # before 6.3 the handler of ICMPv6 frees alike what it drops and what it used
     "6.1": {"ndisc_hop_limit"},
     "6.12": set(),
     "6.18": set(),
