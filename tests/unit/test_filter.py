@@ -189,10 +189,10 @@ class TestRefusals:
         assert re.search(why, refusal(text))
 
     def test_a_long_filter_is_refused_quickly(self) -> None:
-        start = time.monotonic()
+        start = time.process_time()
         assert "terms" in refusal(" or ".join(f"port {n}" for n in range(2000)))
         assert "optimizer" in refusal("port 1" + "||2" * 599)
-        assert time.monotonic() - start < 20
+        assert time.process_time() - start < 20
 
     @pytest.mark.parametrize("what", [None, b"udp", 53])
     def test_not_text(self, what: object) -> None:
