@@ -4,8 +4,8 @@
  */
 
 /* The packets that others may be made of just now (see identity.h): those that are cut into segments, or copied, by
- * flow and CPU; those that may be cut into fragments, which are large and not TCP's, by addresses, identification
- * and CPU. */
+ * flow and CPU; those that may be cut into fragments, which are large and not TCP's, by addresses, protocol,
+ * identification and CPU. The last 4096 are known. What a fragment is cut into again is the whole's. */
 struct source {
 	u32 packet;
 	u32 seen; /* us; odd: it is copied */
@@ -25,7 +25,9 @@ static __always_inline u64 source_key(u64 hash)
 
 static __always_inline u64 whole_key(const struct header *header)
 {
-	return source_key(header->addresses ^ header->ident * 0x165667B19E3779F9ull);
+	u64 known = header->ident ? (u32)header->ident << 8 | header->protocol : 0;
+
+	return source_key(header->addresses ^ known * 0x165667B19E3779F9ull);
 }
 
 static __always_inline int is_fresh(const struct source *source, u64 now, u64 within)

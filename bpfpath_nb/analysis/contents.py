@@ -48,7 +48,7 @@ def contents(facts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 
 
 def segments(headers: Located, length: npt.NDArray[Any]) -> npt.NDArray[np.void]:
-    """As `contents`, of located headers and the sk_buffs' lengths; but only what TCP, and whether it is TCP."""
+    """As `contents`, of located headers and the sk_buffs' lengths; only what TCP says, and whether it is TCP."""
     parsed, matrix, network, transport = headers.parsed, headers.matrix, headers.network, headers.transport
     found = np.zeros(len(parsed), CONTENT_DTYPE)
     four = parsed["kind"] == KINDS["ip"]

@@ -49,6 +49,9 @@ _CLOSERS: Final = frozenset({"sk_stream_kill_queues"})
 _UNREAD: Final = frozenset({"__tcp_close", "inet_csk_destroy_sock"})
 """Functions that free what a TCP socket holds when it is closed, and not as dropped (net/ipv4/tcp.c)."""
 
+CLOSING: Final = _CLOSERS | _UNREAD
+"""Both: what is freed there had come to its socket, and nobody had read it."""
+
 _DEFERS: Final = "skb_attempt_defer_free"
 """Function that frees what a reader is done with, and on 7.2 also what a TCP socket holds when it is closed."""
 

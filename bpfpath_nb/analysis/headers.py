@@ -54,6 +54,8 @@ _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 # Hop-by-hop, routing, destination options, mobility, HIP, shim6: all have their length in 8-byte units at byte 1.
 _OPTIONS = (0, 43, 60, 135, 139, 140)
 _FRAGMENT, _AUTHENTICATION = 44, 51
+EXTENSIONS: Final = (*_OPTIONS, _FRAGMENT, _AUTHENTICATION)
+"""Headers that may stand between that of IPv6 and its payload."""
 _ETHERNET = 14
 _MOST_EXTENSIONS = 8
 

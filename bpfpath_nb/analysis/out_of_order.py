@@ -10,6 +10,9 @@ The first arrival of a byte counts: what is sent again though it had come fills 
 dropped. Data that arrives after something behind it has been read must have come before, unseen. Where the missing data
 are not in the recording nothing tells of the queue, so a selection of packets knows less.
 
+How long a segment is, the packet's first bytes tell. Where TCP sent again less of it than it had, the rest seems to
+have come as well, and what waited for it does not show.
+
 Connections are told apart by namespace and ends, and where they have the same ones after another, by a SYN with another
 number. Numbers are followed across their wrap at 2^32 from one arrival to the next.
 """
@@ -24,8 +27,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from bpfpath_nb.analysis.contents import segments
-from bpfpath_nb.analysis.ends import drops_and_bystanders, ends
-from bpfpath_nb.analysis.headers import located, unread
+from bpfpath_nb.analysis.ends import CLOSING, drops_and_bystanders, ends
+from bpfpath_nb.analysis.headers import EXTENSIONS, located, unread
 from bpfpath_nb.analysis.sequences import folded, stable_order
 from bpfpath_nb.kernel.catalogue import load
 from bpfpath_nb.schema import EVENT_FLAGS
@@ -45,7 +48,6 @@ _RECEIVERS: Final = frozenset(
 _INWARD, _OUTWARD, _TAKEN = 1, 2, 3
 _SYN: Final = 2
 _TCP: Final = 6
-_OPTIONS: Final = (0, 43, 44, 60, 51)  # headers of IPv6 that may stand before it
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ class Held:
     ----------
     put, gap : arrays
         Of each the last hop before its socket's queues, and the hop of its packet after which what was missing came.
+    most : array of bool
+        Whether that was so late that it waited longer for it than for what followed.
     """
 
     put: Rows
     gap: Rows
+    most: Bools
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class _Arrivals:
 
 def find_held(events: Events) -> Held:
     """The segments of a recording that waited out of order."""
-    nothing = Held(np.empty(0, np.intp), np.empty(0, np.intp))
+    nothing = Held(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0, bool))
     may_be = _may_be_tcp(events.facts)
     if not may_be.any():
         return nothing
@@ -102,7 +107,8 @@ def find_held(events: Events) -> Held:
     came, content, syn = came.take(some), content[some], syn[some]
 
     is_drop, _ = drops_and_bystanders(events, ends(events))
-    dropped = is_drop[came.out] & (came.out >= 0)
+    # What is dropped when the socket is closed had come.
+    dropped = is_drop[came.out] & ~events.freed_in(CLOSING)[came.out] & (came.out >= 0)
     connection = _one_after_another(connection, syn & ~dropped, content["seq"])
     # A SYN has a number of its own, before its data.
     place = np.cumsum(_steps(connection, content["seq"])) + syn
@@ -113,25 +119,25 @@ def find_held(events: Events) -> Held:
     filled = _filled(connection[some], place[some], size[some], arrival, read)
     held = np.flatnonzero((came.out >= 0) & (filled > time[came.row]) & (filled < time[came.out]))
     held = held[np.argsort(came.row[held])]
-    put = came.row[held]
-    return Held(put, _last_before(time, put, came.out[held], filled[held]))
+    put, until = came.row[held], filled[held]
+    gap = _last_before(time, put, came.out[held], until)
+    return Held(put, gap, 2 * (until - time[gap]) > time[gap + 1] - time[gap])
 
 
 def _last_before(time: Ints, begin: Rows, end: Rows, until: Ints) -> Rows:
-    """The last row of each range [begin, end) whose time is before `until`, as its first one's is."""
-    if not len(begin):
-        return begin
-    count = end - begin
-    offset = np.cumsum(count) - count
-    rows = np.repeat(begin - offset, count) + np.arange(count.sum())
-    return np.asarray(begin + np.add.reduceat(time[rows] < np.repeat(until, count), offset, dtype=np.intp) - 1)
+    """The last row of each range [begin, end] of one packet's whose time is before `until`: its first one's is."""
+    while (wide := end - begin > 1).any():
+        middle = (begin + end) // 2
+        early = time[middle] < until
+        begin, end = np.where(wide & early, middle, begin), np.where(wide & ~early, middle, end)
+    return begin
 
 
 def _may_be_tcp(facts: npt.NDArray[np.void]) -> Bools:
     """Before the headers of those few are read: who names another protocol at the usual place is none."""
     plain = unread(facts)
     four = plain.four & (plain.at(9) == _TCP)
-    six = plain.six & np.isin(plain.at(6), (_TCP, *_OPTIONS))
+    six = plain.six & np.isin(plain.at(6), (_TCP, *EXTENSIONS))
     return np.asarray(plain.tagged | four | six)
 
 
@@ -219,6 +225,8 @@ def _filled(connection: npt.NDArray[np.intp], place: Ints, size: Ints, arrival: 
     # Times as ranks, from 1, so that those of one connection can be lifted above those of the ones before.
     came = arrival >= 0
     times = np.unique(arrival[came])
+    if not len(times):
+        return np.full(count, -1, np.int64)
     never = len(times) + 1
     first = _least_between(begin[came], end[came], np.searchsorted(times, arrival[came]) + 1, edge, never)
     # What comes once something behind it has been read had come before.

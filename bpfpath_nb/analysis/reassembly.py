@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from bpfpath_nb.analysis.headers import KINDS, extension_headers, located, unread
+from bpfpath_nb.analysis.headers import EXTENSIONS, KINDS, extension_headers, located, unread
 from bpfpath_nb.schema import EVENT_FLAGS
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ _LAYERS: Final = frozenset({"ip", "netfilter", "transport", "socket"})
 """Layers in which an sk_buff begins with its network header, or behind it."""
 
 _MORE: Final = 0x2000
-_FRAGMENT: Final = 44
-_OPTIONS: Final = (0, 43, 60, 51)  # what may stand before it
 _IP6_HEADER: Final = 40  # its length does not count itself
 _LEAST_IN_FRAME: Final = 46  # to which Ethernet fills up what is shorter; the kernel cuts that off in ip_rcv
 _IDENTITY: Final = np.dtype(
@@ -50,7 +48,7 @@ def reassemble(events: Events) -> npt.NDArray[np.uint32]:
     shows = np.flatnonzero(is_first | is_later)
     numbers, earliest = np.unique(facts["packet"][shown[shows]], return_index=True)
     shows = shows[earliest]
-    packets = np.searchsorted(events.packets, numbers)
+    packets, snapshot = np.searchsorted(events.packets, numbers), facts["snapshot"][shown[shows]]
     identity, first, later, length = identity[shows], is_first[shows], is_later[shows], length[shows]
     if not first.any() or not later.any():
         return into
@@ -70,6 +68,8 @@ def reassemble(events: Events) -> npt.NDArray[np.uint32]:
     which[packets] = np.arange(len(packets))
     rows = np.flatnonzero(came[events.packet_of] > 0)
     rows = rows[above[hops["func"][rows]] & (hops["len"][rows] > came[events.packet_of[rows]])]
+    # A sender's was longer before it was cut, too.
+    rows = rows[hops["snapshot"][rows] >= snapshot[which[events.packet_of[rows]]]]
     if not len(rows):
         return into
     whole = identity[which[events.packet_of[rows]]].copy()
@@ -94,7 +94,7 @@ def _may_be_fragments(facts: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
     """Before all headers of a few are read: who says nothing of fragments at the usual place is none."""
     plain = unread(facts)
     four = plain.four & ((plain.at(6) & 0x3F | plain.at(7)) != 0)
-    six = plain.six & np.isin(plain.at(6), (_FRAGMENT, *_OPTIONS))
+    six = plain.six & np.isin(plain.at(6), EXTENSIONS)
     return np.asarray(plain.tagged | four | six)
 
 

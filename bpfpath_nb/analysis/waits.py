@@ -19,8 +19,8 @@ which the kernel tells is another one, also where it got the sk_buff of the form
 
 That TCP kept a segment out of order is told by its function only where that can be probed. Of a whole recording the
 sequence numbers tell it (`out_of_order`). Such a segment waits twice, first for what is missing and then for its
-reader, and mostly no event lies between; so the gap in which the missing data came is the former, and what follows it
-the latter.
+reader, and mostly no event lies between; the gap in which the missing data came counts as what it waited longer for,
+and what follows it as the latter.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _held(events: Events, hops: Takings, rows: slice) -> Rows:
     begin, end, _ = rows.indices(len(events))
     here = slice(*np.searchsorted(held.put, (begin, end)))
     put, gap = held.put[here] - begin, held.gap[here] - begin
-    return np.concatenate((gap, _between(hops, put, gap + 1)))
+    return np.concatenate((gap[held.most[here]], _between(hops, put, gap + 1)))
 
 
 def waits(hops: Takings) -> npt.NDArray[np.int8]:

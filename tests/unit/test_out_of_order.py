@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import CLIENT, END, LAST, SERVER, facts_row, hop, of_hops
+from streams import CLIENT, END, KILLED, LAST, SERVER, facts_row, hop, of_hops
 
 from bpfpath_nb import Recording
 from bpfpath_nb.analysis.waits import hop_waits
@@ -33,7 +33,9 @@ class Traffic:
     def __len__(self) -> int:
         return len(self.facts)
 
-    def arrives(self, at: int, headers: bytes, taken: int = 0, how: str = "skb_copy_datagram_iovec") -> int:
+    def arrives(
+        self, at: int, headers: bytes, taken: int = 0, how: str = "skb_copy_datagram_iovec", location: int = 0
+    ) -> int:
         """One more; its number."""
         number = len(self) + 1
         self.facts.append(facts_row(headers, number, link=LINKS["ip"]))
@@ -41,7 +43,8 @@ class Traffic:
         self.hops.append(hop("tc_ingress", time=at, **place))
         if taken:
             flags = 0 if how == "skb_copy_datagram_iovec" else END | LAST
-            self.hops.append(hop(how, flags, time=taken, reason=8 * (how == "kfree_skb"), **place))
+            drop = {"reason": 8 * (how == "kfree_skb"), "location": location}
+            self.hops.append(hop(how, flags, time=taken, **drop, **place))
         return number
 
     def recording(self) -> Recording:
@@ -51,6 +54,11 @@ class Traffic:
         """The packets that are said to have waited out of order."""
         events = self.recording().events
         return set(events.hops["packet"][events.held.put].tolist())
+
+    def queues(self, number: int) -> list[str]:
+        """After each hop of a packet the queue that it waited in."""
+        events = self.recording().events
+        return [QUEUES[code] if code >= 0 else "" for code in hop_waits(events)[events.hops["packet"] == number]]
 
 
 class Socket:
@@ -113,6 +121,14 @@ def test_what_waited_is_what_a_receiver_had_to_keep(seed: int, wraps: bool) -> N
     assert len(expected) >= 10
 
 
+def test_what_was_purged_with_its_socket_had_come() -> None:
+    traffic = Traffic()
+    kept = traffic.arrives(20, segment(110, 10), taken=50, how="kfree_skb", location=KILLED)
+    traffic.arrives(30, segment(100, 10), taken=51, how="kfree_skb", location=KILLED)
+
+    assert traffic.held() == {kept}
+
+
 def test_a_segment_that_comes_again_though_it_had_come_fills_nothing() -> None:
     traffic = Traffic()
     traffic.arrives(20, segment(110, 10), taken=50)
@@ -146,13 +162,28 @@ def test_only_what_lies_in_the_queue_until_data_come_waited_out_of_order() -> No
     skb = traffic.hops[0]["skb"] + 128  # the sender's copy, given up when all is acknowledged
     elsewhere = {"packet": kept, "netns": CLIENT, "skb": skb}
     traffic.hops.append(hop("consume_skb", END, time=50, **elsewhere))
-    traffic.arrives(30, segment(100, 10), taken=60)
-    recording = traffic.recording()
+    traffic.arrives(45, segment(100, 10), taken=60)
 
-    events = recording.events
-    queue = [QUEUES[code] if code >= 0 else "" for code in hop_waits(events)[events.hops["packet"] == kept]]
+    assert traffic.queues(kept) == ["out-of-order", "socket", ""]
 
-    assert queue == ["out-of-order", "socket", ""]
+
+@pytest.mark.parametrize(("came", "queue"), [(21, "socket"), (89, "out-of-order")])
+def test_a_gap_is_what_it_waited_longer_for(came: int, queue: str) -> None:
+    traffic = Traffic()
+    kept = traffic.arrives(20, segment(110, 10), taken=92)
+    traffic.arrives(came, segment(100, 10), taken=91)
+
+    assert traffic.held() == {kept}
+    assert traffic.queues(kept) == [queue, ""]
+
+
+def test_nothing_waits_where_all_that_was_sent_again_was_dropped() -> None:
+    traffic = Traffic()
+    for at, seq in ((20, 110), (40, 110), (240, 100)):
+        traffic.arrives(at, segment(seq, 10), taken=at + 1, how="kfree_skb")
+
+    assert traffic.held() == set()
+    assert traffic.recording().transitions["queue"].isna().all()
 
 
 def test_a_recorded_connection_tells_which_segments_waited() -> None:
