@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import CLIENT, END, KILLED, LAST, SERVER, facts_row, hop, of_hops
+from streams import CLIENT, END, LAST, SERVER, TCP_CLOSE, facts_row, hop, of_hops
 
 from bpfpath_nb import Recording
 from bpfpath_nb.analysis.waits import hop_waits
@@ -123,8 +123,8 @@ def test_what_waited_is_what_a_receiver_had_to_keep(seed: int, wraps: bool) -> N
 
 def test_what_was_purged_with_its_socket_had_come() -> None:
     traffic = Traffic()
-    kept = traffic.arrives(20, segment(110, 10), taken=50, how="kfree_skb", location=KILLED)
-    traffic.arrives(30, segment(100, 10), taken=51, how="kfree_skb", location=KILLED)
+    kept = traffic.arrives(20, segment(110, 10), taken=50, how="consume_skb", location=TCP_CLOSE)
+    traffic.arrives(30, segment(100, 10), taken=51, how="consume_skb", location=TCP_CLOSE)
 
     assert traffic.held() == {kept}
 
