@@ -333,7 +333,7 @@ TRANSITIONS: Final = (
     Column("count", "int64", "how often packets went so"),
     *_quantiles("", "the time from the one to the other"),
     Column("kind", "category", "what most of that time was: work, or wait in a queue"),
-    Column("queue", "category", "the queue that was waited in, one of QUEUES; missing where it was work"),
+    Column("queue", "category", "the queue that most of the waiting was in, one of QUEUES; missing where it was work"),
 )
 
 DROPS: Final = (
