@@ -159,7 +159,8 @@ def test_a_namespace_of_that_name_is_left_alone(foreign: str, lab_prefix: str) -
 # A user's process that ends in every way there is.
 
 USER = """
-import sys, time, os
+import sys, time, os, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
 from bpfpath_nb.lab import Lab
 lab = Lab.dns(prefix=sys.argv[1])
 running = lab.popen("server", ["sleep", "300"])
@@ -192,7 +193,7 @@ def test_nothing_stays_when_the_user_is_killed(lab_prefix: str, number: signal.S
     assert f"{lab_prefix}router" in namespaces()
 
     user.send_signal(number)
-    user.wait()
+    assert user.wait(60) != 0
 
     assert wait_until(lambda: not any(name.startswith(lab_prefix) for name in namespaces()))
     assert wait_until(lambda: not alive(keeper) and not alive(running))
