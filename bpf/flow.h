@@ -10,52 +10,61 @@ struct header {
 	u8 fragment;
 };
 
-/* The addresses and ports as they stand in the packet now, hashed. TTL, checksums and lengths stay out: they
- * change at every router. 0 where there is no IP header to be seen. */
-static __always_inline u64 flow_of(const struct sk_buff_copy *copy, struct header *seen)
+/* The addresses and ports as they stand in the packet now, hashed, of a packet whose IP header is at `at`. TTL, checksums
+ * and lengths stay out: they change at every router. 0 where there is no IP header to be seen. */
+static __always_inline u64 flow_at(u64 at, struct header *seen)
 {
-	u64 w[6] = {}; /* with the ports, where they follow at once */
-	u16 network = MEMBER(copy, u16, sk_buff__network_header);
-	u64 at = MEMBER(copy, u64, sk_buff__head) + network;
+	struct window ip;
 	u64 hash;
 	u32 ports = 0;
 	u32 transport;
-	u8 *header = (u8 *)w;
-	u8 protocol;
+	u8 protocol, version;
+	u16 fragment;
 
-	if (!network || network == 0xffff)
-		return 0;
-	if (bpf_probe_read_kernel(w, sizeof(w), (void *)at))
-		return 0;
-	if (header[0] >> 4 == 4) {
-		protocol = header[9];
+	window_open(&ip, at);
+	version = WINDOW(&ip, u8, 0);
+	if (version >> 4 == 4) {
+		protocol = WINDOW(&ip, u8, 9);
+		fragment = PACKET_NTOHS(WINDOW(&ip, u16, 6)) & 0x3fff; /* more fragments, or an offset */
 		seen->protocol = protocol;
-		seen->ident = w[0] >> 32;
-		seen->fragment = (header[6] & 0x3f) || header[7]; /* more fragments, or an offset */
-		transport = (header[0] & 15) * 4;
+		seen->ident = WINDOW(&ip, u16, 4);
+		seen->fragment = fragment != 0;
+		transport = (version & 15) * 4;
 		/* Later fragments have no ports. */
-		if ((header[6] & 0x1f) || header[7])
+		if (fragment & 0x1fff)
 			protocol = 0;
-		hash = (w[1] >> 32) * 0x9E3779B97F4A7C15ull ^ (w[2] & 0xffffffff) * 0xC2B2AE3D27D4EB4Full;
-	} else if (header[0] >> 4 == 6) {
-		protocol = header[6];
+		hash = WINDOW(&ip, u32, 12) * 0x9E3779B97F4A7C15ull ^
+		       WINDOW(&ip, u32, 16) * 0xC2B2AE3D27D4EB4Full;
+	} else if (version >> 4 == 6) {
+		protocol = WINDOW(&ip, u8, 6);
 		seen->protocol = protocol;
 		seen->fragment = protocol == 44;
 		transport = 40;
-		hash = (w[1] * 0x9E3779B97F4A7C15ull ^ w[2]) * 0x165667B19E3779F9ull ^
-		       (w[3] * 0xC2B2AE3D27D4EB4Full ^ w[4]) * 0x27D4EB2F165667C5ull;
+		hash = (WINDOW(&ip, u64, 8) * 0x9E3779B97F4A7C15ull ^ WINDOW(&ip, u64, 16)) *
+			       0x165667B19E3779F9ull ^
+		       (WINDOW(&ip, u64, 24) * 0xC2B2AE3D27D4EB4Full ^ WINDOW(&ip, u64, 32)) *
+			       0x27D4EB2F165667C5ull;
 	} else {
 		return 0;
 	}
 	seen->addresses = hash;
 	if (protocol == 6 || protocol == 17 || protocol == 132 || protocol == 33 || protocol == 136) {
 		if (transport == 20)
-			ports = *(u32 *)(header + 20);
+			ports = WINDOW(&ip, u32, 20);
 		else if (transport == 40)
-			ports = *(u32 *)(header + 40);
+			ports = WINDOW(&ip, u32, 40);
 		else
-			bpf_probe_read_kernel(&ports, sizeof(ports), (void *)(at + transport));
+			ports = LOAD(u32, at + transport);
 	}
 	hash = (hash ^ ports) * 0x9E3779B97F4A7C15ull ^ protocol;
 	return hash ? hash : 1;
+}
+
+static __always_inline u64 flow_of(const struct sk_buff_view *view, struct header *seen)
+{
+	u16 network = MEMBER(view, u16, sk_buff__network_header);
+
+	if (!network || network == 0xffff)
+		return 0;
+	return flow_at(MEMBER(view, u64, sk_buff__head) + network, seen);
 }

@@ -67,7 +67,7 @@ static __always_inline int was_read(u64 head)
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
 	struct path *path = skb_map.lookup(&head);
-	u8 head_frag = 0;
+	u8 head_frag;
 	u64 skb;
 
 	if (!state || !path)
@@ -75,7 +75,7 @@ static __always_inline int was_read(u64 head)
 	skb = path->skb;
 	if (read_pointer(skb, sk_buff__head) == head && read_pointer(skb, sk_buff__prev))
 		return 0;
-	bpf_probe_read_kernel(&head_frag, sizeof(head_frag), (void *)(skb + sk_buff__head_frag));
+	head_frag = LOAD(u8, skb + sk_buff__head_frag);
 	if (!skb_map.lookup(&head))
 		return 0;
 	/* The allocator will tell of the end of its own buffers, and not of those from pages. */

@@ -21,11 +21,11 @@ static __always_inline int is_chosen(u64 number)
 }
 
 /* A packet that the filter takes gets its number. */
-static __always_inline struct path *enter(struct state *state, const struct sk_buff_copy *copy,
+static __always_inline struct path *enter(struct state *state, const struct sk_buff_view *view,
 					  struct place *place, u64 now, int taken)
 {
 	struct path path = {};
-	u64 head = MEMBER(copy, u64, sk_buff__head);
+	u64 head = MEMBER(view, u64, sk_buff__head);
 	int error;
 
 	if (!taken && (!namespace_wanted(place) || !interface_wanted(place)))
@@ -62,15 +62,15 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 
 /* Whether the buffer goes with this sk_buff: nobody else refers to it. As skb_release_data() reckons: the
  * header of a packet whose payload is shared (`nohdr`) holds a reference of its own in the upper half. */
-static __always_inline int is_last(const struct sk_buff_copy *copy)
+static __always_inline int is_last(const struct sk_buff_view *view)
 {
 	u32 end, bias;
 
-	if (!BITS(copy, sk_buff__cloned))
+	if (!BITS(view, sk_buff__cloned))
 		return 1;
-	end = MEMBER(copy, u32, sk_buff__end);
-	bias = BITS(copy, sk_buff__nohdr) ? (1 << 16) + 1 : 1;
-	return read_u32(MEMBER(copy, u64, sk_buff__head), end + skb_shared_info__dataref) == bias;
+	end = MEMBER(view, u32, sk_buff__end);
+	bias = BITS(view, sk_buff__nohdr) ? (1 << 16) + 1 : 1;
+	return read_u32(MEMBER(view, u64, sk_buff__head), end + skb_shared_info__dataref) == bias;
 }
 
 /* TCP of kernels without reasons frees what it drops without a word, as it frees what it has used. It counts it before,
@@ -91,7 +91,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
 	u64 *armed = armed_map.lookup(&zero);
-	struct sk_buff_copy copy;
+	struct sk_buff_view view;
 	struct packet packet;
 	struct place place;
 	struct path *path;
@@ -124,23 +124,23 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		return 0;
 	if (path || former)
 		now = bpf_ktime_get_ns();
-	if (sk_buff_read(&copy, skb))
+	if (sk_buff_view(&view, skb))
 		return 0;
 	if (path && where.kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) &&
-	    BITS(&copy, sk_buff__head_frag)) {
+	    BITS(&view, sk_buff__head_frag)) {
 		send_unseen(state, path, now);
 		path_remove(state, head);
 		path = 0;
 	}
-	if (path && is_reused(path, &copy, where.rank, now)) {
+	if (path && is_reused(path, &view, where.rank, now)) {
 		send_unseen(state, path, now);
 		path_remove(state, head);
 		path = 0;
 	}
-	if (path && where.kind & KIND_RELEASE && !is_last(&copy))
+	if (path && where.kind & KIND_RELEASE && !is_last(&view))
 		return 0;
 	if (!path && former) {
-		flow = flow_of(&copy, &header);
+		flow = flow_of(&view, &header);
 		path = carry_on(state, *former, skb, head, flow, where.kind, now);
 	}
 	/* Most packets are nobody's: the filter is asked before anything else is looked at. */
@@ -148,7 +148,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (asked) {
 		if (!entry)
 			return 0;
-		if (packet_from_skb(&packet, &copy, tc) || (mark != MARK_TAKEN && !filter_match(&packet))) {
+		if (packet_from_skb(&packet, &view, tc) || (mark != MARK_TAKEN && !filter_match(&packet))) {
 			note_refusal(head, where.rank);
 			return 0;
 		}
@@ -156,23 +156,23 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 			now = bpf_ktime_get_ns();
 	}
 	if (!header.addresses)
-		flow = flow_of(&copy, &header);
-	dev = sk_buff_device(&copy);
+		flow = flow_of(&view, &header);
+	dev = sk_buff_device(&view);
 	if (path && path->dev && path->dev == dev) {
 		place.netns = path->netns;
 		place.ifindex = path->ifindex;
 	} else {
-		dev = place_of(&place, &copy, dev);
+		dev = place_of(&place, &view, dev);
 	}
 	if (asked) {
-		path = enter(state, &copy, &place, now, mark == MARK_TAKEN);
+		path = enter(state, &view, &place, now, mark == MARK_TAKEN);
 		if (!path || is_ignored(path))
 			return 0;
 		path->flow = flow;
 		path->skb = 0;
 		path->link = packet.link;
 		path->entered = entered_at(&where, &place);
-		path->parent = parent_of(&copy, &header, flow, where.kind, path->entered, now);
+		path->parent = parent_of(&view, &header, flow, where.kind, path->entered, now);
 		send_snapshot(state, &packet, path, now);
 		flags |= EVENT_ENTRY;
 	} else {
@@ -182,7 +182,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		/* Below the network layer a packet has a link header. One that had none yet when it got its
 		 * number is worth a second snapshot. */
 		if ((translated || (tc && path->link == PACKET_RAW)) &&
-		    !packet_from_skb(&packet, &copy, tc) && (translated || packet.link != path->link)) {
+		    !packet_from_skb(&packet, &view, tc) && (translated || packet.link != path->link)) {
 			path->snapshot++;
 			path->link = packet.link;
 			send_snapshot(state, &packet, path, now);
@@ -207,8 +207,8 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	former_netns = path->netns;
 	path->netns = place.netns;
 	path->ifindex = place.ifindex;
-	path->len = MEMBER(&copy, u32, sk_buff__len);
-	path->mark = MEMBER(&copy, u32, sk_buff__mark);
+	path->len = MEMBER(&view, u32, sk_buff__len);
+	path->mark = MEMBER(&view, u32, sk_buff__mark);
 #ifdef FUNC_tcp_drop
 	if (where.socket)
 		path->drops = read_u32(where.socket, sock__sk_drops);
@@ -224,12 +224,12 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (where.kind & KIND_RELEASE)
 		note_tcp_drop(path, &where);
 #endif
-	note_source(path, &copy, &header, where.kind, now);
-	if (BITS(&copy, sk_buff__cloned))
+	note_source(path, &view, &header, where.kind, now);
+	if (BITS(&view, sk_buff__cloned))
 		flags |= EVENT_CLONE;
 	if (where.kind & KIND_END) {
 		flags |= EVENT_END;
-		last = is_last(&copy);
+		last = is_last(&view);
 		if (last && !path->parted)
 			flags |= EVENT_LAST;
 		/* The last end, of which no place is known, is wanted where the packet was. */
@@ -243,7 +243,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (namespace_wanted(&place)) {
 		send_event(state, path, now, skb, &where, flags);
 		if (where.drop)
-			send_drop(state, path, &copy, &where, now);
+			send_drop(state, path, &view, &where, now);
 #ifdef HAVE_RETURNS
 		if (where.call)
 			opened = open_call(state, path, skb, &where);
@@ -251,7 +251,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	}
 	if (where.kind & KIND_EXPAND) {
 		/* Nobody else holds the first buffer, so that it is freed there, without a word. */
-		last = is_last(&copy);
+		last = is_last(&view);
 		path->parted |= !last;
 		if (!moved.update(&skb, path)) {
 			COUNT(&state->moved);
@@ -266,7 +266,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		path_remove(state, head);
 	return opened;
 end:
-	if (where.kind & KIND_END && !sk_buff_read(&copy, skb) && is_last(&copy))
+	if (where.kind & KIND_END && !sk_buff_view(&view, skb) && is_last(&view))
 		path_remove(state, head);
 	return 0;
 }

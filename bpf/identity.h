@@ -205,17 +205,17 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 #define RANK_NEW 2
 #define LATE	 1000000 /* ns */
 
-static __always_inline int is_reused(const struct path *path, const struct sk_buff_copy *copy, u32 rank,
+static __always_inline int is_reused(const struct path *path, const struct sk_buff_view *view, u32 rank,
 				     u64 now)
 {
-	if (BITS(copy, sk_buff__cloned) || (!path->skb && !path->parted))
+	if (BITS(view, sk_buff__cloned) || (!path->skb && !path->parted))
 		return 0;
-	if (path->skb != copy->skb)
+	if (path->skb != view->skb)
 		return 1;
 	if (rank - 1 >= RANK_NEW)
 		return 0;
 	if (path->kind & KIND_SOCKET)
-		return read_pointer(copy->skb, sk_buff__sk) != 0;
+		return read_pointer(view->skb, sk_buff__sk) != 0;
 	return !(path->kind & (KIND_BIRTH | KIND_DEVICE)) && now - path->seen > LATE;
 }
 

@@ -46,7 +46,7 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
 	struct handed_over *over = handed_over.lookup(&zero);
-	struct sk_buff_copy copy;
+	struct sk_buff_view view;
 	struct header header = {};
 	struct path *path;
 	u64 skb = ctx->args[0];
@@ -59,14 +59,13 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	head = read_pointer(skb, sk_buff__head);
 	path = skb_map.lookup(&head);
-	if (!path || is_ignored(path) || sk_buff_read(&copy, skb))
+	if (!path || is_ignored(path) || sk_buff_view(&view, skb))
 		return 0;
 	/* A driver's new packet has no network header yet; this is where GRO will find it. */
-	MEMBER(&copy, u16, sk_buff__network_header) = MEMBER(&copy, u64, sk_buff__data) - head;
-	over->key = source_key(flow_of(&copy, &header) ^ sk_buff_device(&copy));
+	over->key = source_key(flow_at(MEMBER(&view, u64, sk_buff__data), &header) ^ sk_buff_device(&view));
 	over->path = *path;
-	over->cloned = BITS(&copy, sk_buff__cloned);
-	over->len = MEMBER(&copy, u32, sk_buff__len);
+	over->cloned = BITS(&view, sk_buff__cloned);
+	over->len = MEMBER(&view, u32, sk_buff__len);
 	over->head = head;
 	over->skb = skb;
 	return 0;

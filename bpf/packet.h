@@ -31,12 +31,6 @@
  * being changed. Every offset is therefore bounded, and a failed read is no match.
  */
 
-/* Members from `len` on. Those before are pointers, of which only few are asked for, and 48 bytes of scratch; the
- * stack is small. */
-#define COPY_START		   (sk_buff__len & ~7)
-#define MEMBER(copy, type, member) (*(type *)((copy)->raw + member - COPY_START))
-#define BITS(copy, member)	   ((MEMBER(copy, u8, member) >> member##_SHIFT) & ((1 << member##_BITS) - 1))
-
 /* The numbers of link types in capture files (LINKTYPE_ETHERNET, LINKTYPE_RAW), so that a snapshot needs no
  * other. */
 #define PACKET_NONE	0
@@ -49,32 +43,10 @@
 
 #define PACKET_NO_VALUE -1 /* of the loads, whose values are 0 to 2^32 - 1 */
 
-/* What is looked at of a struct sk_buff, read at once. */
-struct sk_buff_copy {
-	u64 skb;
-	u8 raw[sk_buff__SIZE - COPY_START];
-} __attribute__((aligned(8)));
-
-/* 0, or not where it cannot be read. */
-static __always_inline int sk_buff_read(struct sk_buff_copy *copy, u64 skb)
-{
-	copy->skb = skb;
-	return bpf_probe_read_kernel(copy->raw, sizeof(copy->raw), (void *)(skb + COPY_START));
-}
-
-/* Its device, which lies further ahead and is of interest only once the filter has taken the packet. */
-static __always_inline u64 sk_buff_device(const struct sk_buff_copy *copy)
-{
-	u64 dev = 0;
-
-	bpf_probe_read_kernel(&dev, sizeof(dev), (void *)(copy->skb + sk_buff__dev));
-	return dev;
-}
-
 struct packet {
 	u64 start; /* address of the first byte shown */
 	void *tc;  /* in a TC program its context, else 0 */
-	const struct sk_buff_copy *skb;
+	const struct sk_buff_view *skb;
 	u32 len;    /* all bytes from `start` */
 	u32 caplen; /* of these, those in the linear part */
 	u32 ahead;  /* from `data` to `start`, for bpf_skb_load_bytes() */
@@ -114,7 +86,7 @@ static __always_inline int packet_is_vlan(u16 ethertype)
  * tag's; or a length, which is what 802.2 frames have there; a sender on a packet socket may leave the
  * protocol open). And the network header follows at once, behind at most two tags. A driver's new packet has
  * no network header yet: then `data` tells, which stands at the link header or just behind it. */
-static __always_inline int packet_is_ethernet(const struct sk_buff_copy *skb, u32 data, u16 ethertype)
+static __always_inline int packet_is_ethernet(const struct sk_buff_view *skb, u32 data, u16 ethertype)
 {
 	u32 mac = MEMBER(skb, u16, sk_buff__mac_header);
 	u32 network = MEMBER(skb, u16, sk_buff__network_header);
@@ -135,9 +107,9 @@ static __always_inline int packet_is_ethernet(const struct sk_buff_copy *skb, u3
 	return (network < mac || network == HEADER_UNSET) && (data == mac || data == mac + ETHERNET_HEADER);
 }
 
-/* Fill `p` from a copy of an sk_buff; `tc` is the context in a TC program, and 0 elsewhere. 0, or -1 where
+/* Fill `p` from an sk_buff; `tc` is the context in a TC program, and 0 elsewhere. 0, or -1 where
  * there is no packet to be seen. */
-static __always_inline int packet_from_skb(struct packet *p, const struct sk_buff_copy *skb, void *tc)
+static __always_inline int packet_from_skb(struct packet *p, const struct sk_buff_view *skb, void *tc)
 {
 	u64 head = MEMBER(skb, u64, sk_buff__head);
 	u64 data64 = MEMBER(skb, u64, sk_buff__data) - head;
@@ -164,7 +136,7 @@ static __always_inline int packet_from_skb(struct packet *p, const struct sk_buf
 	if (!head || data64 >= 1 << 24 || len >= 1 << 24 || end > data + len)
 		return -1;
 	if (mac != HEADER_UNSET && mac + ETHERNET_HEADER <= end) {
-		bpf_probe_read_kernel(&ethertype, sizeof(ethertype), (void *)(head + mac + 12));
+		ethertype = LOAD(u16, head + mac + 12);
 		if (packet_is_ethernet(skb, data, PACKET_NTOHS(ethertype)))
 			p->link = PACKET_ETHERNET;
 	}
@@ -173,8 +145,7 @@ static __always_inline int packet_from_skb(struct packet *p, const struct sk_buf
 		 * decides. */
 		if (!network || network == HEADER_UNSET || network >= end)
 			return -1;
-		bpf_probe_read_kernel(&version, sizeof(version), (void *)(head + network));
-		version >>= 4;
+		version = LOAD(u8, head + network) >> 4;
 		if (!((version == 4 && (protocol == 0x0800 || (!protocol && data == network))) ||
 		      (version == 6 && (protocol == 0x86dd || (!protocol && data == network)))))
 			return -1;
@@ -197,18 +168,17 @@ static __always_inline int packet_from_skb(struct packet *p, const struct sk_buf
 	return 0;
 }
 
-/* `size` bytes at `at`, as they are. 0, or not where the packet ends before. */
-static __always_inline int packet_read(const struct packet *p, u64 at, u32 size, void *to)
-{
-	if (p->tc)
-		return at > p->len || bpf_skb_load_bytes(p->tc, p->ahead + (u32)at, to, size);
-	return at + size > p->caplen || bpf_probe_read_kernel(to, size, (void *)(p->start + at));
-}
-
 /* A number of 1, 2 or 4 bytes in network order, or PACKET_NO_VALUE. */
 static __always_inline s64 packet_load(const struct packet *p, u64 at, u32 size, union packet_word *w)
 {
-	if (packet_read(p, at, size, w))
+	if (at + size <= p->caplen) {
+		if (size == 1)
+			return LOAD(u8, p->start + at);
+		if (size == 2)
+			return PACKET_NTOHS(LOAD(u16, p->start + at));
+		return PACKET_NTOHL(LOAD(u32, p->start + at));
+	}
+	if (!p->tc || at > p->len || bpf_skb_load_bytes(p->tc, p->ahead + (u32)at, w, size))
 		return PACKET_NO_VALUE;
 	if (size == 1)
 		return w->byte;
@@ -288,21 +258,15 @@ static __always_inline s64 packet_pkttype(const struct packet *p)
 static __always_inline s64 packet_ifindex(const struct packet *p)
 {
 	u64 dev = sk_buff_device(p->skb);
-	u32 ifindex;
 
-	if (!dev || bpf_probe_read_kernel(&ifindex, sizeof(ifindex), (void *)(dev + net_device__ifindex)))
-		return PACKET_NO_VALUE;
-	return ifindex;
+	return dev ? LOAD(u32, dev + net_device__ifindex) : PACKET_NO_VALUE;
 }
 
 static __always_inline s64 packet_hatype(const struct packet *p)
 {
 	u64 dev = sk_buff_device(p->skb);
-	u16 type;
 
-	if (!dev || bpf_probe_read_kernel(&type, sizeof(type), (void *)(dev + net_device__type)))
-		return PACKET_NO_VALUE;
-	return type;
+	return dev ? LOAD(u16, dev + net_device__type) : PACKET_NO_VALUE;
 }
 
 static __always_inline s64 packet_mark(const struct packet *p)

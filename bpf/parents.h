@@ -35,14 +35,14 @@ static __always_inline int is_fresh(const struct source *source, u64 now, u64 wi
 	return US(now) - (source->seen & ~1u) < US(within);
 }
 
-static __always_inline int is_gso(const struct sk_buff_copy *copy)
+static __always_inline int is_gso(const struct sk_buff_view *view)
 {
-	return (read_u32(MEMBER(copy, u64, sk_buff__head),
-			 MEMBER(copy, u32, sk_buff__end) + skb_shared_info__gso_size) &
+	return (read_u32(MEMBER(view, u64, sk_buff__head),
+			 MEMBER(view, u32, sk_buff__end) + skb_shared_info__gso_size) &
 		0xffff) != 0;
 }
 
-static __always_inline void note_source(const struct path *path, const struct sk_buff_copy *copy,
+static __always_inline void note_source(const struct path *path, const struct sk_buff_view *view,
 					const struct header *header, u16 kind, u64 now)
 {
 	struct source source = {.packet = path->packet, .seen = US(now), .entered = path->entered};
@@ -54,7 +54,7 @@ static __always_inline void note_source(const struct path *path, const struct sk
 	if (kind & KIND_COPY) {
 		source.seen |= 1;
 		key = source_key(path->flow);
-	} else if (MEMBER(copy, u32, sk_buff__data_len) && is_gso(copy)) {
+	} else if (MEMBER(view, u32, sk_buff__data_len) && is_gso(view)) {
 		key = source_key(path->flow);
 	} else if (path->len > LARGE && header->protocol != 6 && !header->fragment) {
 		key = whole_key(header);
@@ -76,7 +76,7 @@ static __always_inline u32 entered_at(const struct where *where, const struct pl
 /* A sender writes one packet of a flow after the other. The next one is no segment of the last: it begins above the
  * place where packets are cut, or where the last one began, or is to be cut itself, or is TCP's, which sends one of a
  * pair of sk_buffs (fclone). */
-static __always_inline u32 parent_of(const struct sk_buff_copy *copy, const struct header *header, u64 flow,
+static __always_inline u32 parent_of(const struct sk_buff_view *view, const struct header *header, u64 flow,
 				     u16 kind, u32 entered, u64 now)
 {
 	struct source *source;
@@ -89,7 +89,7 @@ static __always_inline u32 parent_of(const struct sk_buff_copy *copy, const stru
 	if (!source || !is_fresh(source, now, within))
 		return 0;
 	if (!(source->seen & 1) &&
-	    (kind & KIND_BIRTH || source->entered == entered || BITS(copy, sk_buff__fclone) || is_gso(copy)))
+	    (kind & KIND_BIRTH || source->entered == entered || BITS(view, sk_buff__fclone) || is_gso(view)))
 		return 0;
 	return source->packet;
 }

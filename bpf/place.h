@@ -8,31 +8,13 @@
  * through it is not a namespace. */
 #define NETNS_LOWEST 0xEFFF0000u
 
-static __always_inline u64 read_pointer(u64 from, u32 offset)
-{
-	u64 value = 0;
-
-	if (from)
-		bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
-	return value;
-}
-
-static __always_inline u32 read_u32(u64 from, u32 offset)
-{
-	u32 value = 0;
-
-	if (from)
-		bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
-	return value;
-}
-
 struct place {
 	u32 netns;
 	u32 ifindex;
 };
 
 /* Where the sk_buff with this device is. The device that it was read from, else 0. */
-static __always_inline u64 place_of(struct place *place, const struct sk_buff_copy *copy, u64 dev)
+static __always_inline u64 place_of(struct place *place, const struct sk_buff_view *view, u64 dev)
 {
 	u64 net = read_pointer(dev, net_device__nd_net);
 	u32 netns = read_u32(net, net__ns_inum);
@@ -44,7 +26,7 @@ static __always_inline u64 place_of(struct place *place, const struct sk_buff_co
 		place->ifindex = read_u32(dev, net_device__ifindex);
 		return dev;
 	}
-	net = read_pointer(read_pointer(copy->skb, sk_buff__sk), sock__skc_net);
+	net = read_pointer(read_pointer(view->skb, sk_buff__sk), sock__skc_net);
 	netns = read_u32(net, net__ns_inum);
 	if (netns >= NETNS_LOWEST)
 		place->netns = netns;

@@ -164,7 +164,11 @@ static u64 (*attach_cookie)(void *ctx) = (void *)174;	 /* BPF_FUNC_get_attach_co
 
 /* The cookies of kprobe.multi, once more. The kernel finds a hit's cookie by a binary search, which costs more than
  * most of what is done here; so each function has one place in a table, by its address. Where two share a place, or
- * the cookie is not of kprobe.multi, the kernel is asked. */
+ * the cookie is not of kprobe.multi, the kernel is asked.
+ *
+ * At its entry a function is known by where the program was called from, a few bytes past its start: functions begin at
+ * multiples of 16. (Those that do not are left to the kernel; cookies.py sees to it that none is taken for another.) */
+#define FUNCTION_ALIGNMENT 16
 struct known_cookie {
 	u64 address;
 	u64 cookie;
@@ -198,23 +202,36 @@ static __always_inline u64 followed_argument(u64 *ctx)
 }
 #endif
 
-static __always_inline u64 kprobe_cookie(u64 *ctx)
-{
 #ifdef bpf_trace_run_ctx__bpf_cookie
-	u64 address = function_address(ctx);
+static __always_inline u64 cookie_at(void *ctx, u64 address)
+{
 	u32 slot = address * COOKIES_HASH >> (64 - COOKIES_BITS);
 	struct known_cookie *known = known_cookies.lookup(&slot);
 
 	if (known && address && known->address == address)
 		return known->cookie;
 	return attach_cookie(ctx);
+}
+
+static __always_inline u64 kprobe_cookie(u64 *ctx)
+{
+	return cookie_at(ctx, ctx[REGISTER_IP / 8] & ~(u64)(FUNCTION_ALIGNMENT - 1));
+}
+
+/* Where the program may have been called from a return. */
+static __always_inline u64 return_cookie(u64 *ctx)
+{
+	return cookie_at(ctx, function_address(ctx));
+}
 #else
+static __always_inline u64 kprobe_cookie(u64 *ctx)
+{
 	u64 address = ctx[REGISTER_IP / 8];
 	u64 *known = kprobe_cookies.lookup(&address);
 
 	return known ? *known : 0;
-#endif
 }
+#endif
 
 /* A register at the probe. The verifier wants its place as a constant, and clang would make one load of several, at a
  * place that it computes. */
@@ -302,7 +319,7 @@ int kprobe_return(u64 *ctx)
 	struct state *state = state_map.lookup(&zero);
 
 	if (state && has_open_calls(state))
-		close_call(state, ctx[REGISTER_SP / 8] - RETURN_POPS, COOKIE_FUNC(kprobe_cookie(ctx)));
+		close_call(state, ctx[REGISTER_SP / 8] - RETURN_POPS, COOKIE_FUNC(return_cookie(ctx)));
 	return 0;
 }
 
@@ -313,7 +330,7 @@ int kprobe_session(u64 *ctx)
 {
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
-	u64 cookie = kprobe_cookie(ctx);
+	u64 cookie = return_cookie(ctx);
 	u64 stack_pointer = ctx[REGISTER_SP / 8];
 
 	if (!state)

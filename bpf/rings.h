@@ -47,11 +47,11 @@ static __always_inline void send_process(struct state *state, u32 pid, u64 now)
 {
 	/* A process's name is that of its first thread; other threads call themselves what they like. */
 	u64 leader = read_pointer(bpf_get_current_task(), task_struct__group_leader);
-	struct process process = {};
+	struct process process = {.comm = {LOAD(u64, leader + task_struct__comm),
+					   LOAD(u64, leader + task_struct__comm + 8)}};
 	struct process *known = processes.lookup(&pid);
 	struct facts *facts;
 
-	bpf_probe_read_kernel(&process, sizeof(process), (void *)(leader + task_struct__comm));
 	if (known && known->comm[0] == process.comm[0] && known->comm[1] == process.comm[1])
 		return;
 	facts = facts_ring.ringbuf_reserve(sizeof(*facts));
@@ -81,14 +81,12 @@ struct where {
  * that is gone (TCP_NEW_SYN_RECV, TCP_TIME_WAIT) begins like a socket, and has no more in common with it. */
 static __always_inline u16 tcp_state(u64 socket)
 {
-	u8 state = 0;
-	u16 protocol = 0;
+	u8 state = socket ? LOAD(u8, socket + sock__skc_state) : 0;
+	u16 protocol;
 
-	if (!socket || bpf_probe_read_kernel(&state, sizeof(state), (void *)(socket + sock__skc_state)))
-		return 0;
-	if (state == 12 || state == 6)
+	if (!state || state == 12 || state == 6)
 		return state;
-	bpf_probe_read_kernel(&protocol, sizeof(protocol), (void *)(socket + sock__sk_protocol));
+	protocol = LOAD(u16, socket + sock__sk_protocol);
 	return protocol == 6 || protocol == 262 ? state : 0; /* IPPROTO_TCP, IPPROTO_MPTCP */
 }
 
@@ -110,10 +108,10 @@ static __always_inline void send_unseen(struct state *state, const struct path *
 
 /* How a packet came to be dropped. */
 static __always_inline void send_drop(struct state *state, const struct path *path,
-				      const struct sk_buff_copy *copy, const struct where *where, u64 now)
+				      const struct sk_buff_view *view, const struct where *where, u64 now)
 {
 	struct facts *facts = facts_ring.ringbuf_reserve(sizeof(*facts));
-	u64 socket = where->socket ? where->socket : read_pointer(copy->skb, sk_buff__sk);
+	u64 socket = where->socket ? where->socket : read_pointer(view->skb, sk_buff__sk);
 
 	if (!facts) {
 		COUNT(&state->facts_lost);

@@ -23,7 +23,7 @@ from bpfpath_nb.filter import Filter, translate
 from bpfpath_nb.filter.cbpf import Instruction
 from bpfpath_nb.kernel import layout
 from bpfpath_nb.kernel.btf import Btf
-from bpfpath_nb.tracer import source, syscall
+from bpfpath_nb.tracer import casts, source, syscall
 from bpfpath_nb.tracer.find_bcc import import_bcc
 from bpfpath_nb.tracer.toolchain import Program
 
@@ -42,17 +42,23 @@ def verdict(wanted: Filter, packet: bytes, cut: int | None = None, tag: Tag | No
     return frame * (ETHERNET_PROBE | ETHERNET_TC) | bare * (RAW_PROBE | RAW_TC)
 
 
-def macros() -> str:
-    return "".join(f"#define {name} {value}\n" for name, value in layout.macros(Btf.load()).items())
+def macros(types: Btf, *, cast: bool) -> str:
+    found = layout.macros(types) | (casts.macros(types) if cast else {})
+    return "".join(f"#define {name} {value}\n" for name, value in found.items())
 
 
-def compile_filters(*parts: str) -> Program:
-    """One unit of the packet's C and `parts`; skips where there is no bcc."""
+def compile_filters(*parts: str, cast: bool = True) -> Program:
+    """One unit of the packet's C and `parts`; skips where there is no bcc.
+
+    Probes read by casts where the kernel has them, or as on kernels before 6.2.
+    """
     try:
         import_bcc()
     except RequirementError as error:
         pytest.skip(f"this machine lacks: bcc ({error})")
-    return Program(macros() + (source.folder() / "packet.h").read_text() + "\n".join(parts))
+    texts = [(source.folder() / name).read_text() for name in ("memory.h", "packet.h")]
+    types = Btf.load()
+    return Program("\n".join([macros(types, cast=cast), *texts, *parts]), cast=types.type_id(layout.CAST))
 
 
 def renamed(text: str, prefix: str) -> str:
@@ -67,7 +73,7 @@ def program(name: str, prefix: str) -> str:
     return f"""
     int {name}(struct __sk_buff *context)
     {{
-        struct sk_buff_copy copy;
+        struct sk_buff_view view;
         struct packet packet;
         int bits = 0;
         u32 cut;
@@ -77,22 +83,22 @@ def program(name: str, prefix: str) -> str:
         if (context->priority)
             bpf_skb_vlan_push(context, bpf_htons(context->priority >> 16), context->priority & 0xffff);
         cut = context->mark & 0xffff;
-        sk_buff_read(&copy, (u64)context);
-        if (packet_from_skb(&packet, &copy, 0) || packet.link != PACKET_ETHERNET)
+        sk_buff_view(&view, (u64)context);
+        if (packet_from_skb(&packet, &view, 0) || packet.link != PACKET_ETHERNET)
             return {NOT_ETHERNET};
         if (cut)
             packet.caplen = cut;
         bits |= {prefix}filter_ethernet(&packet) ? {ETHERNET_PROBE} : 0;
-        packet_from_skb(&packet, &copy, context);
+        packet_from_skb(&packet, &view, context);
         bits |= {prefix}filter_ethernet(&packet) ? {ETHERNET_TC} : 0;
-        packet_from_skb(&packet, &copy, 0);
+        packet_from_skb(&packet, &view, 0);
         if (cut)
             packet.caplen = cut;
         packet.start += 14;
         packet.len -= 14;
         packet.caplen -= 14;
         bits |= {prefix}filter_raw(&packet) ? {RAW_PROBE} : 0;
-        packet_from_skb(&packet, &copy, context);
+        packet_from_skb(&packet, &view, context);
         packet.start += 14;
         packet.len -= 14;
         packet.caplen -= 14;

@@ -281,6 +281,11 @@ class Btf(Types):
                 self._structures[name] = self._base.structure(name) if self._base else None
         return self._structures[name]
 
+    def type_id(self, name: str) -> int:
+        """See `Types.type_id`."""
+        numbers = self._named(name, (STRUCT, FUNC))
+        return numbers[0] if numbers else 0
+
     def enumeration(self, name: str) -> dict[int, str] | None:
         """See `Types.enumeration`."""
         if name not in self._enumerations:

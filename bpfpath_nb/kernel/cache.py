@@ -30,7 +30,7 @@ NOTES = "/sys/kernel/notes"
 MAX_BYTES = 32 << 20
 
 # A file made for another list of structures, or by other code, is not used. Count up when `reduced.reduce` changes.
-_VERSION = [2, zlib.crc32(repr((layout.STRUCTURES, reasons.ENUMS)).encode())]
+_VERSION = [3, zlib.crc32(repr((layout.STRUCTURES, layout.NUMBERED, reasons.ENUMS)).encode())]
 _BUILD_ID = re.compile(r"[0-9a-f]{8,128}")
 
 

@@ -42,6 +42,7 @@ def reduce(types: Types, structures: Iterable[str] = layout.STRUCTURES) -> dict[
     return {
         "structures": described,
         "enums": {name: {str(v): n for v, n in values.items()} for name, values in enums.items() if values is not None},
+        "type_ids": {name: types.type_id(name) for name in layout.NUMBERED},
         "functions": types.functions_taking(PACKET),
         "tracepoints": {n: a for n, a in tracepoints.items() if any(k in arg for k in KEPT_ARGUMENTS for arg in a)},
     }
@@ -61,6 +62,7 @@ class ReducedTypes(Types):
         try:
             self._structures = {str(n): None if d is None else _structure(d) for n, d in data["structures"].items()}
             self._enums = {str(n): {int(v): _text(t) for v, t in e.items()} for n, e in data["enums"].items()}
+            self._type_ids = {_text(n): _number(number) for n, number in data.get("type_ids", {}).items()}
             self._functions = {_text(n): _number(at) for n, at in data["functions"].items()}
             self._tracepoints = {_text(n): [_text(a) for a in args] for n, args in data["tracepoints"].items()}
         except (TypeError, KeyError, AttributeError, IndexError) as error:
@@ -76,6 +78,10 @@ class ReducedTypes(Types):
         """See `Types.enumeration`."""
         found = self._enums.get(name)
         return self._full().enumeration(name) if found is None and self._full and name not in _ENUMS else found
+
+    def type_id(self, name: str) -> int:
+        """See `Types.type_id`; records of before these were kept have none."""
+        return self._type_ids.get(name, 0)
 
     def functions_taking(self, struct: str) -> dict[str, int]:
         """See `Types.functions_taking`; for other structures than `sk_buff` the full BTF is needed."""

@@ -101,6 +101,10 @@ class Types(ABC):
         """Names by value of an enumeration, or None. Where two names share a value the first wins."""
 
     @abstractmethod
+    def type_id(self, name: str) -> int:
+        """The number of a structure or function of `layout.NUMBERED`; 0 where the kernel has none of that name."""
+
+    @abstractmethod
     def functions_taking(self, struct: str) -> dict[str, int]:
         """Functions with an argument ``struct <struct> *``, and the register (0-based) of the first such argument."""
 

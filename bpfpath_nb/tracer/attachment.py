@@ -14,6 +14,7 @@ from typing import Any
 
 from bpfpath_nb.errors import InterfaceError, OptionError, RequirementError
 from bpfpath_nb.kernel import Kernel, loaded_modules
+from bpfpath_nb.kernel.layout import CAST
 from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
 from bpfpath_nb.tracer import cost, probes, tc
 from bpfpath_nb.tracer.cookies import MACRO, Cookies
@@ -142,7 +143,7 @@ class Attachment:
         self._undo.callback(self._places.close)
         self._check_interfaces()
         started = time.monotonic()
-        self._program = Program(text)
+        self._program = Program(text, cast=self.kernel.btf.type_id(CAST))
         self._timing = {"compile": time.monotonic() - started}
         self._undo.callback(self._program.close)
         self.counters = Counters(self._program)

@@ -2,7 +2,9 @@
 
 Since 5.15 the kernel carries a cookie with each kprobe. For kprobe.multi it finds the cookie by a binary search at each
 hit, which costs more than most of what the program does; so there is a table beside it in which each function has one
-place, at a hash of its address. A function that finds its place taken is left to the kernel's search.
+place, at a hash of its address. A function that finds its place taken is left to the kernel's search. So is one that
+does not begin at a multiple of 16, and one that such a function could be taken for: at an entry the program knows only
+that it was called from within 16 bytes of the start.
 
 Kernels before 5.15 carry none; there a hash table has them by the address that the program sees. That is the address of
 the breakpoint, one byte past the function's start, or five where the function begins with ENDBR.
@@ -21,6 +23,7 @@ MACRO = "bpf_trace_run_ctx__bpf_cookie"
 HASH = 0x9E3779B97F4A7C15
 PLACES_EACH = 16
 """Places in the table for each function: of so many, few find theirs taken."""
+ALIGNMENT = 16  # FUNCTION_ALIGNMENT of bpf/probes.h
 BREAKPOINT, ENDBR = 1, 4
 
 
@@ -49,6 +52,9 @@ class Cookies:
         """Before kprobe.multi attaches: cookies by address."""
         table = self._program.map("known_cookies")
         addresses = np.fromiter(cookies, np.uint64, len(cookies))
+        crooked = addresses[addresses % ALIGNMENT != 0]
+        begun = crooked - crooked % ALIGNMENT
+        addresses = np.setdiff1d(addresses, np.concatenate([crooked, begun, begun + ALIGNMENT]))
         places = (addresses * np.uint64(HASH)) >> np.uint64(65 - table.max_entries.bit_length())
         chosen = {}
         for place, address in zip(places.tolist(), addresses.tolist(), strict=True):

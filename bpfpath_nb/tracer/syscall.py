@@ -107,9 +107,15 @@ def has_fetch_add() -> bool:
         *(0xB7, 0x00, 0, 0),  # r0 = 0
         *(0x95, 0x00, 0, 0),  # exit
     )
+    return is_loadable(SOCKET_FILTER, instructions)
+
+
+def is_loadable(kind: int, instructions: bytes) -> bool:
+    """Whether the kernel takes a program, given by its instructions; it is gone again at once."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     license_ = ctypes.create_string_buffer(b"GPL")
-    attributes = struct.pack("=IIQQ", SOCKET_FILTER, 5, ctypes.addressof(code), ctypes.addressof(license_))
+    count = len(instructions) // 8
+    attributes = struct.pack("=IIQQ", kind, count, ctypes.addressof(code), ctypes.addressof(license_))
     try:
         os.close(bpf(PROG_LOAD, attributes + bytes(24))[0])
     except OSError:

@@ -8,6 +8,8 @@ asks for in its "kernel source" folder, and `bpf/headers` has that. The user-spa
 Compiling is what takes the time, so a function is compiled once however often it is loaded. What differs from load to
 load is one number: the program has an instruction that puts `LOAD_COOKIE` into a register, and before a load the
 number that is meant is written over it.
+
+And the calls of `bpf_rdonly_cast()` get their mark (casts.py): clang took that for a helper.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from bpfpath_nb.tracer import source
 from bpfpath_nb.tracer.find_bcc import import_bcc
 
 UAPI = Path("/usr/include")
+
+CALL, HELPER, KERNEL_FUNCTION = 0x85, 0x00, 0x20
+"""First byte of a call; second byte where a helper is called, and where a function of the kernel is."""
 
 KPROBE, SCHED_CLS, RAW_TRACEPOINT, NETFILTER = 2, 3, 17, 32
 
@@ -101,18 +106,27 @@ class _Said:
 class Program:
     """A compiled unit; its programs are loaded one by one.
 
+    Parameters
+    ----------
+    text
+        The C.
+    cast
+        The number of `bpf_rdonly_cast()` where the C calls it.
+
     Attributes
     ----------
     descriptors
         Of every program that is loaded.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, cast: int = 0) -> None:
         bcc = import_bcc()
         os.environ["BCC_KERNEL_SOURCE"] = str(source.folder() / "headers")
         raise_memlock()
         self.descriptors: list[int] = []
         self._library: Any = bcc.lib
+        self._cast = cast
+        self._marked: set[str] = set()
         self._cookies: dict[str, int] = {}
         """Address of the cookie in the code, by function."""
         said = _Said()
@@ -145,6 +159,8 @@ class Program:
             The kernel refuses it.
         """
         more = {} if attach_type is None else {"attach_type": attach_type}
+        if self._cast:
+            self._mark_casts(name)
         if cookie is not None:
             self._write_cookie(name, cookie)
         said = _Said()
@@ -169,6 +185,18 @@ class Program:
             self._cookies[name] = start + at
         for offset, half in ((0, cookie & _HALF), (8, cookie >> 32)):
             ctypes.memmove(self._cookies[name] + offset, struct.pack("<I", half), 4)
+
+    def _mark_casts(self, name: str) -> None:
+        """Write into the code that bcc keeps that what it calls by this number is a function of the kernel."""
+        if name in self._marked:
+            return
+        self._marked.add(name)
+        start = self._library.bpf_function_start(self._bpf.module, name.encode())
+        call = struct.pack("<BBHI", CALL, HELPER, 0, self._cast)
+        code = self._bpf.dump_func(name.encode())
+        for at in range(0, len(code), len(call)):
+            if code[at : at + len(call)] == call:
+                ctypes.memset(start + at + 1, KERNEL_FUNCTION, 1)
 
     def map(self, name: str) -> Any:
         """A map, as bcc's table."""

@@ -8,7 +8,7 @@ import re
 from bpfpath_nb.errors import RequirementError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.kernel import Kernel
-from bpfpath_nb.tracer import cookies, probes, source
+from bpfpath_nb.tracer import casts, cookies, probes, source
 from bpfpath_nb.tracer.kprobes import registers
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.syscall import has_fetch_add
@@ -49,6 +49,7 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
     macros["SAMPLE"] = request.sample
     macros |= probes.skbuff_macros(kernel)
     macros |= probes.reason_macros(kernel)
+    macros |= casts.macros(kernel.btf)
     if has_fetch_add():
         macros["HAVE_FETCH_ADD"] = 1
     if request.packets is not None:

@@ -157,11 +157,11 @@ def test_the_longest_filters_load(name: str) -> None:
         parts.append(f"""
         int run_{kind}(struct __sk_buff *context)
         {{
-            struct sk_buff_copy copy;
+            struct sk_buff_view view;
             struct packet packet;
 
-            sk_buff_read(&copy, (u64)context);
-            return packet_from_skb(&packet, &copy, {context}) ? 2 : !!filter_match(&packet);
+            sk_buff_view(&view, (u64)context);
+            return packet_from_skb(&packet, &view, {context}) ? 2 : !!filter_match(&packet);
         }}
         """)
     unit = compile_filters(*parts)

@@ -42,29 +42,29 @@ def test_where_a_packet_begins() -> None:
         parts.append(f"""
         int run_{number}(struct __sk_buff *context)
         {{
-            struct sk_buff_copy copy;
+            struct sk_buff_view view;
             struct packet packet;
             u64 head, data;
             u32 len, data_len, whole;
             u16 mac, network, protocol;
             int result;
 
-            sk_buff_read(&copy, (u64)context);
-            head = MEMBER(&copy, u64, sk_buff__head);
-            data = MEMBER(&copy, u64, sk_buff__data);
-            len = whole = MEMBER(&copy, u32, sk_buff__len);
-            data_len = MEMBER(&copy, u32, sk_buff__data_len);
-            mac = MEMBER(&copy, u16, sk_buff__mac_header);
-            network = MEMBER(&copy, u16, sk_buff__network_header);
-            protocol = MEMBER(&copy, u16, sk_buff__protocol);
+            sk_buff_view(&view, (u64)context);
+            head = MEMBER(&view, u64, sk_buff__head);
+            data = MEMBER(&view, u64, sk_buff__data);
+            len = whole = MEMBER(&view, u32, sk_buff__len);
+            data_len = MEMBER(&view, u32, sk_buff__data_len);
+            mac = MEMBER(&view, u16, sk_buff__mac_header);
+            network = MEMBER(&view, u16, sk_buff__network_header);
+            protocol = MEMBER(&view, u16, sk_buff__protocol);
             {forge}
-            MEMBER(&copy, u16, sk_buff__protocol) = protocol;
-            MEMBER(&copy, u16, sk_buff__network_header) = network;
-            MEMBER(&copy, u16, sk_buff__mac_header) = mac;
-            MEMBER(&copy, u32, sk_buff__data_len) = data_len;
-            MEMBER(&copy, u32, sk_buff__len) = len;
-            MEMBER(&copy, u64, sk_buff__data) = data;
-            result = packet_from_skb(&packet, &copy, 0);
+            MEMBER(&view, u16, sk_buff__protocol) = protocol;
+            MEMBER(&view, u16, sk_buff__network_header) = network;
+            MEMBER(&view, u16, sk_buff__mac_header) = mac;
+            MEMBER(&view, u32, sk_buff__data_len) = data_len;
+            MEMBER(&view, u32, sk_buff__len) = len;
+            MEMBER(&view, u64, sk_buff__data) = data;
+            result = packet_from_skb(&packet, &view, 0);
             if (result)
                 return packet.link == PACKET_NONE ? 0xffff : 0xfffe;
             if (packet.len != packet.caplen)
@@ -74,7 +74,7 @@ def test_where_a_packet_begins() -> None:
             return packet.link << 8 | (whole - packet.len);
         }}
         """)
-    unit = compile_filters(*parts)
+    unit = compile_filters(*parts, cast=False)  # an sk_buff cannot be forged, a copy of it can
     links = {"PACKET_ETHERNET": 1, "PACKET_RAW": 101}
     try:
         for number, (name, (_, link, start)) in enumerate(PLACES.items()):
@@ -93,7 +93,7 @@ def test_a_payload_outside_of_the_linear_part() -> None:
     asks = [(prefix, context) for prefix in ("a_", "b_") for context in ("context", "0")]
     body = "".join(
         f"""
-        if (!packet_from_skb(&packet, &copy, {context}) && {prefix}filter_match(&packet)) {{
+        if (!packet_from_skb(&packet, &view, {context}) && {prefix}filter_match(&packet)) {{
             key = {number};
             count = seen.lookup(&key);
             if (count)
@@ -105,12 +105,12 @@ def test_a_payload_outside_of_the_linear_part() -> None:
     parts.append(f"""
     int egress(struct __sk_buff *context)
     {{
-        struct sk_buff_copy copy;
+        struct sk_buff_view view;
         struct packet packet;
         u64 *count;
         int key;
 
-        sk_buff_read(&copy, (u64)context);
+        sk_buff_view(&view, (u64)context);
         {body}
         return -1;
     }}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Reading the kernel's memory.
+ *
+ * A structure is read at byte offsets that come from the running kernel's BTF. There are two ways to do so:
+ *
+ * - bpf_probe_read_kernel(), on every kernel: a call that copies, and says where it could not.
+ * - bpf_rdonly_cast() (Linux 6.2): the verifier takes an address for a pointer to a structure, and what is read through
+ *   it becomes one instruction, which the kernel lets fail with 0. That is nearly free, where a call costs more than
+ *   most of what a probe does, so it is taken where the kernel has it (HAVE_CAST). Nothing of it is run: the verifier
+ *   puts a move in its place.
+ *
+ * The verifier checks that what is read lies within one member of the structure. Where the structure is not one that
+ * BTF describes (the bytes of a packet), or is no one structure (a word somewhere), pt_regs stands for it: it begins
+ * with a word, and any part of one may be read.
+ *
+ * A failed read gives 0, in both ways. That is no pointer, no length and no IP version, so that what depends on it ends
+ * there.
+ */
+
+#ifdef HAVE_CAST
+/* The tracer marks this as the call of a kernel function (BPF_PSEUDO_KFUNC_CALL), which bcc cannot (toolchain.py). */
+static const u8 *(*cast)(u64 address, u32 type_id) = (void *)bpf_rdonly_cast__TYPE_ID;
+
+/* An instruction of its own: clang would make one of a load through a cast and another through a map's pointer, where
+ * two branches meet, and the verifier wants to know of each which it is. */
+#define LOAD_THROUGH(type, pointer, offset)                                                                  \
+	({                                                                                                   \
+		u64 value_;                                                                                  \
+		if (sizeof(type) == 8)                                                                       \
+			asm("%0 = *(u64 *)(%1 + %2)" : "=r"(value_) : "r"(pointer), "i"(offset));            \
+		else if (sizeof(type) == 4)                                                                  \
+			asm("%0 = *(u32 *)(%1 + %2)" : "=r"(value_) : "r"(pointer), "i"(offset));            \
+		else if (sizeof(type) == 2)                                                                  \
+			asm("%0 = *(u16 *)(%1 + %2)" : "=r"(value_) : "r"(pointer), "i"(offset));            \
+		else                                                                                         \
+			asm("%0 = *(u8 *)(%1 + %2)" : "=r"(value_) : "r"(pointer), "i"(offset));             \
+		(type) value_;                                                                               \
+	})
+#define LOAD(type, address) LOAD_THROUGH(type, cast(address, pt_regs__TYPE_ID), 0)
+#else
+#define LOAD(type, address)                                                                                  \
+	({                                                                                                   \
+		type value_ = 0;                                                                             \
+		bpf_probe_read_kernel(&value_, sizeof(value_), (void *)(address));                           \
+		value_;                                                                                      \
+	})
+#endif
+
+/* Through a pointer that may be 0. */
+static __always_inline u64 read_pointer(u64 from, u32 offset)
+{
+	return from ? LOAD(u64, from + offset) : 0;
+}
+
+static __always_inline u32 read_u32(u64 from, u32 offset)
+{
+	return from ? LOAD(u32, from + offset) : 0;
+}
+
+/* Some bytes that are looked at in several places: read at once where a call does it. WINDOW() reads one of their
+ * numbers, at a constant offset. */
+struct window {
+#ifdef HAVE_CAST
+	const u8 *bytes;
+#else
+	u8 bytes[48] __attribute__((aligned(8)));
+#endif
+};
+
+static __always_inline void window_open(struct window *window, u64 at)
+{
+#ifdef HAVE_CAST
+	window->bytes = cast(at, pt_regs__TYPE_ID);
+#else
+	__builtin_memset(window->bytes, 0, sizeof(window->bytes));
+	bpf_probe_read_kernel(window->bytes, sizeof(window->bytes), (void *)at);
+#endif
+}
+
+/* What is looked at of a struct sk_buff: a copy of it, or the sk_buff itself. Of a copy only the members from `len` on;
+ * those before are pointers, of which few are asked for, and 48 bytes of scratch, and the stack is small. */
+struct sk_buff_view {
+	u64 skb;
+#ifdef HAVE_CAST
+	const u8 *members;
+#else
+	u8 members[sk_buff__SIZE - (sk_buff__len & ~7)] __attribute__((aligned(8)));
+#endif
+};
+
+#ifdef HAVE_CAST
+#define WINDOW(window, type, offset) LOAD_THROUGH(type, (window)->bytes, offset)
+#define MEMBER(view, type, member)   LOAD_THROUGH(type, (view)->members, member)
+#else
+#define WINDOW(window, type, offset) (*(const type *)((window)->bytes + (offset)))
+#define MEMBER(view, type, member)   (*(type *)((view)->members + member - (sk_buff__len & ~7)))
+#endif
+#define BITS(view, member) ((MEMBER(view, u8, member) >> member##_SHIFT) & ((1 << member##_BITS) - 1))
+
+/* 0, or not where it cannot be read. */
+static __always_inline int sk_buff_view(struct sk_buff_view *view, u64 skb)
+{
+	view->skb = skb;
+#ifdef HAVE_CAST
+	view->members = cast(skb, sk_buff__TYPE_ID);
+	return 0;
+#else
+	return bpf_probe_read_kernel(view->members, sizeof(view->members),
+				     (void *)(skb + (sk_buff__len & ~7)));
+#endif
+}
+
+/* Its device, which lies further ahead and is of interest only once the filter has taken the packet. */
+static __always_inline u64 sk_buff_device(const struct sk_buff_view *view)
+{
+	return LOAD(u64, view->skb + sk_buff__dev);
+}
