@@ -19,10 +19,10 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 	if (!state || !state->tagged || !address)
 		return 0;
 	freer.location = where.location;
-	path = skb_map.lookup(&address);
+	path = path_at(state, address);
 	if (path) {
 		copy = *path;
-		if (skb_map.delete(&address))
+		if (path_take(state, address))
 			return 0; /* another CPU was faster */
 		find_freer(ctx, &freer);
 		skb = copy.skb;
@@ -66,17 +66,20 @@ static __always_inline int was_read(u64 head)
 {
 	u32 zero = 0;
 	struct state *state = state_map.lookup(&zero);
-	struct path *path = skb_map.lookup(&head);
+	struct path *path;
 	u8 head_frag;
 	u64 skb;
 
-	if (!state || !path)
+	if (!state)
+		return 0;
+	path = path_at(state, head);
+	if (!path)
 		return 0;
 	skb = path->skb;
 	if (read_pointer(skb, sk_buff__head) == head && read_pointer(skb, sk_buff__prev))
 		return 0;
 	head_frag = LOAD(u8, skb + sk_buff__head_frag);
-	if (!skb_map.lookup(&head))
+	if (!path_at(state, head))
 		return 0;
 	/* The allocator will tell of the end of its own buffers, and not of those from pages. */
 	if (head_frag >> sk_buff__head_frag_SHIFT & 1)

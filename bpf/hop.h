@@ -48,16 +48,16 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 		path.packet = next_number(state);
 	}
 	/* A clone on another CPU may have been faster; then the packet has its number. */
-	error = skb_map.insert(&head, &path);
+	error = state->tagged >= SKB_MAP_ENTRIES ? -ENOENT : path_put(state, head, &path);
 	if (!error) {
 		COUNT(&state->tagged);
 		if (is_ignored(&path))
 			COUNT(&state->sampled_out);
-	} else if (error != -17) { /* EEXIST */
+	} else if (error != -EEXIST) {
 		COUNT(&state->untracked);
 		refused.update(&head, &now);
 	}
-	return skb_map.lookup(&head);
+	return path_at(state, head);
 }
 
 /* Whether the buffer goes with this sk_buff: nobody else refers to it. As skb_release_data() reckons: the

@@ -49,54 +49,24 @@
  * And some end in others: merging.h.
  */
 
-struct path {
-	u64 flow; /* hash of the addresses and ports, to notice their translation */
-	u64 skb;
-	u64 seen;    /* when, last */
-	u64 socket;  /* that it was given to, where the kernel does not tell that of a drop; else 0 */
-	u64 dev;     /* that `netns` and `ifindex` were read from, else 0 */
-	u32 parent;  /* number of the packet it was copied or cut from, else 0 */
-	u32 entered; /* where it was met first */
-	u32 packet;  /* its number; 0: is_ignored() */
-	u32 pid;
-	u32 netns;
-	u32 ifindex;
-	u32 len;
-	u32 mark;
-	u32 drops;  /* its socket's count of these when the packet was given to it (note_tcp_drop) */
-	u32 parted; /* another buffer carries the number on, or did */
-	u16 snapshot;
-	u16 func; /* where it was seen last */
-	u16 kind; /* of the probe that saw it last */
-	u8 link;
-	u8 protocol; /* of IP */
-};
-
-/* Sampled out: remembered only so that it is not asked about again. */
-static __always_inline int is_ignored(const struct path *path)
-{
-	return !path->packet;
-}
-
-BPF_HASH(skb_map, u64, struct path, SKB_MAP_ENTRIES);
 BPF_HASH(moved, u64, struct path, MOVED_ENTRIES);
 
 static __always_inline struct path *path_of(struct state *state, u64 skb, u64 head)
 {
-	struct path *path = skb_map.lookup(&head);
+	struct path *path = path_at(state, head);
 
 	if (path || !state->moved)
 		return path;
 	path = moved.lookup(&skb);
 	if (!path)
 		return 0;
-	if (skb_map.insert(&head, path)) {
+	if (path_put(state, head, path)) {
 		COUNT(&state->untracked);
 		return 0;
 	}
 	if (!moved.delete(&skb))
 		__sync_fetch_and_add(&state->moved, -1);
-	return skb_map.lookup(&head);
+	return path_at(state, head);
 }
 
 /* An sk_buff that ends waits for no other buffer: pskb_expand_head() may have failed to give it one. */
@@ -133,7 +103,7 @@ static __always_inline u32 next_number(struct state *state)
 
 static __always_inline void path_remove(struct state *state, u64 head)
 {
-	if (!skb_map.delete(&head))
+	if (!path_take(state, head))
 		__sync_fetch_and_add(&state->tagged, -1);
 }
 
@@ -173,7 +143,7 @@ static __always_inline u64 *former_head(u64 skb)
 static __always_inline struct path *carry_on(struct state *state, u64 former, u64 skb, u64 head, u64 flow,
 					     u16 kind, u64 now)
 {
-	struct path *path = skb_map.lookup(&former);
+	struct path *path = path_at(state, former);
 	u32 parted;
 
 	if (!path || path->skb != skb || is_ignored(path) || now - path->seen > FRESH)
@@ -184,7 +154,7 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 		return 0;
 	parted = path->parted;
 	path->parted = 1;
-	if (skb_map.insert(&head, path)) {
+	if (path_put(state, head, path)) {
 		path->parted = parted;
 		return 0;
 	}
@@ -194,7 +164,7 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 	path->ifindex = 0;
 	path->dev = 0;
 	COUNT(&state->tagged);
-	return skb_map.lookup(&head);
+	return path_at(state, head);
 }
 
 /* Whether a buffer that is followed is another packet's by now. An sk_buff that shares its buffer, or ever did, says

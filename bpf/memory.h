@@ -10,9 +10,9 @@
  *   most of what a probe does, so it is taken where the kernel has it (HAVE_CAST). Nothing of it is run: the verifier
  *   puts a move in its place.
  *
- * The verifier checks that what is read lies within one member of the structure. Where the structure is not one that
- * BTF describes (the bytes of a packet), or is no one structure (a word somewhere), pt_regs stands for it: it begins
- * with a word, and any part of one may be read.
+ * The verifier checks that what is read lies within one member of the structure, and takes a pointer that is read for a
+ * pointer; here addresses are hashed, compared and kept. So one structure stands for all: pt_regs, which is an array of
+ * words in all but its name. Any part of a word may be read, and is a number.
  *
  * A failed read gives 0, in both ways. That is no pointer, no length and no IP version, so that what depends on it ends
  * there.
@@ -20,7 +20,9 @@
 
 #ifdef HAVE_CAST
 /* The tracer marks this as the call of a kernel function (BPF_PSEUDO_KFUNC_CALL), which bcc cannot (toolchain.py). */
-static const u8 *(*cast)(u64 address, u32 type_id) = (void *)bpf_rdonly_cast__TYPE_ID;
+static const u8 *(*rdonly_cast)(u64 address, u32 type_id) = (void *)bpf_rdonly_cast__TYPE_ID;
+
+#define CAST(address) rdonly_cast(address, pt_regs__TYPE_ID)
 
 /* An instruction of its own: clang would make one of a load through a cast and another through a map's pointer, where
  * two branches meet, and the verifier wants to know of each which it is. */
@@ -37,7 +39,7 @@ static const u8 *(*cast)(u64 address, u32 type_id) = (void *)bpf_rdonly_cast__TY
 			asm("%0 = *(u8 *)(%1 + %2)" : "=r"(value_) : "r"(pointer), "i"(offset));             \
 		(type) value_;                                                                               \
 	})
-#define LOAD(type, address) LOAD_THROUGH(type, cast(address, pt_regs__TYPE_ID), 0)
+#define LOAD(type, address) LOAD_THROUGH(type, CAST(address), 0)
 #else
 #define LOAD(type, address)                                                                                  \
 	({                                                                                                   \
@@ -71,30 +73,32 @@ struct window {
 static __always_inline void window_open(struct window *window, u64 at)
 {
 #ifdef HAVE_CAST
-	window->bytes = cast(at, pt_regs__TYPE_ID);
+	window->bytes = CAST(at);
 #else
 	__builtin_memset(window->bytes, 0, sizeof(window->bytes));
 	bpf_probe_read_kernel(window->bytes, sizeof(window->bytes), (void *)at);
 #endif
 }
 
-/* What is looked at of a struct sk_buff: a copy of it, or the sk_buff itself. Of a copy only the members from `len` on;
- * those before are pointers, of which few are asked for, and 48 bytes of scratch, and the stack is small. */
+/* What is looked at of a struct sk_buff: the members from `len` on, or a copy of them. Those before are pointers, of which
+ * few are asked for, and 48 bytes of scratch. */
+#define MEMBERS_START (sk_buff__len & ~7)
+
 struct sk_buff_view {
 	u64 skb;
 #ifdef HAVE_CAST
 	const u8 *members;
 #else
-	u8 members[sk_buff__SIZE - (sk_buff__len & ~7)] __attribute__((aligned(8)));
+	u8 members[sk_buff__SIZE - MEMBERS_START] __attribute__((aligned(8)));
 #endif
 };
 
 #ifdef HAVE_CAST
 #define WINDOW(window, type, offset) LOAD_THROUGH(type, (window)->bytes, offset)
-#define MEMBER(view, type, member)   LOAD_THROUGH(type, (view)->members, member)
+#define MEMBER(view, type, member)   LOAD_THROUGH(type, (view)->members, member - MEMBERS_START)
 #else
 #define WINDOW(window, type, offset) (*(const type *)((window)->bytes + (offset)))
-#define MEMBER(view, type, member)   (*(type *)((view)->members + member - (sk_buff__len & ~7)))
+#define MEMBER(view, type, member)   (*(type *)((view)->members + member - MEMBERS_START))
 #endif
 #define BITS(view, member) ((MEMBER(view, u8, member) >> member##_SHIFT) & ((1 << member##_BITS) - 1))
 
@@ -103,11 +107,10 @@ static __always_inline int sk_buff_view(struct sk_buff_view *view, u64 skb)
 {
 	view->skb = skb;
 #ifdef HAVE_CAST
-	view->members = cast(skb, sk_buff__TYPE_ID);
+	view->members = CAST(skb + MEMBERS_START);
 	return 0;
 #else
-	return bpf_probe_read_kernel(view->members, sizeof(view->members),
-				     (void *)(skb + (sk_buff__len & ~7)));
+	return bpf_probe_read_kernel(view->members, sizeof(view->members), (void *)(skb + MEMBERS_START));
 #endif
 }
 

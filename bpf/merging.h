@@ -58,7 +58,7 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 	if (!state->tagged)
 		return 0;
 	head = read_pointer(skb, sk_buff__head);
-	path = skb_map.lookup(&head);
+	path = path_at(state, head);
 	if (!path || is_ignored(path) || sk_buff_view(&view, skb))
 		return 0;
 	/* A driver's new packet has no network header yet; this is where GRO will find it. */
@@ -72,7 +72,7 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* The packet that has just grown. */
-static __always_inline u32 merged_into(u64 key)
+static __always_inline u32 merged_into(const struct state *state, u64 key)
 {
 	struct held *first = held.lookup(&key);
 	struct path *path;
@@ -82,7 +82,7 @@ static __always_inline u32 merged_into(u64 key)
 	if (!first)
 		return 0;
 	head = first->head;
-	path = skb_map.lookup(&head);
+	path = path_at(state, head);
 	if (!path || path->packet != first->packet || read_pointer(first->skb, sk_buff__head) != head)
 		return 0;
 	len = read_u32(first->skb, sk_buff__len);
@@ -112,12 +112,12 @@ int merging_exit(struct bpf_raw_tracepoint_args *ctx)
 
 		held.update(&over->key, &first);
 	} else if (result <= GRO_MERGED_FREE) {
-		where.location = merged_into(over->key);
+		where.location = merged_into(state, over->key);
 		place.netns = over->path.netns;
 		if (namespace_wanted(&place))
 			send_event(state, &over->path, bpf_ktime_get_ns(), over->skb, &where,
 				   EVENT_END | EVENT_MERGED);
-		path = skb_map.lookup(&head);
+		path = path_at(state, head);
 		if (path && path->packet == over->path.packet) {
 			/* The first took the buffer itself, as a page, and nobody will tell when that goes. */
 			if (result == GRO_MERGED_FREE && !over->cloned)

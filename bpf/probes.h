@@ -115,8 +115,10 @@ static __always_inline u64 consumer(void *ctx, u64 skb)
 {
 	u64 head = read_pointer(skb, sk_buff__head);
 	struct freer freer = {};
+	u32 zero = 0;
+	struct state *state = state_map.lookup(&zero);
 
-	if (head && skb_map.lookup(&head))
+	if (head && state && path_at(state, head))
 		find_freer(ctx, &freer);
 	return freer.location;
 }
@@ -195,7 +197,7 @@ static __always_inline u64 followed_argument(u64 *ctx)
 		u64 candidate = ctx[places[i] / 8];
 		u64 head = read_pointer(candidate, sk_buff__head);
 
-		if (head && (skb_map.lookup(&head) || (state->moved && moved.lookup(&candidate))))
+		if (head && (path_at(state, head) || (state->moved && moved.lookup(&candidate))))
 			return candidate;
 	}
 	return 0;

@@ -85,6 +85,7 @@ BPF_ARRAY(armed_map, u64, 1);
 struct state {
 	u64 tagged;  /* packets in skb_map and moved: nothing tagged, nothing paid */
 	u64 moved;   /* of these, those in `moved` */
+	u64 crowded; /* and those that found their place taken (skb_map.h) */
 	u64 packets; /* numbers given out */
 	u64 matched; /* packets the filter took, for sampling */
 	u64 sampled_out;
@@ -123,3 +124,7 @@ BPF_RINGBUF_OUTPUT(facts_ring, FACTS_PAGES);
 	})
 #endif
 #define COUNT(counter) __sync_fetch_and_add(counter, 1)
+
+/* What the kernel answers. */
+#define ENOENT 2
+#define EEXIST 17

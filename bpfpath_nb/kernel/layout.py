@@ -73,7 +73,7 @@ SIZES: tuple[str, ...] = ("sk_buff",)
 
 CAST = "bpf_rdonly_cast"
 """The kernel function by which a program may read a structure at an address (6.2; see bpf/memory.h)."""
-NUMBERED: tuple[str, ...] = (CAST, "sk_buff", "pt_regs")
+NUMBERED: tuple[str, ...] = (CAST, "pt_regs")
 """Whose numbers in BTF the C has to know where it is to be used."""
 
 STRUCTURES: tuple[str, ...] = (

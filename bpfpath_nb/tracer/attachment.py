@@ -20,6 +20,7 @@ from bpfpath_nb.tracer import cost, probes, tc
 from bpfpath_nb.tracer.cookies import MACRO, Cookies
 from bpfpath_nb.tracer.counters import Counters
 from bpfpath_nb.tracer.deliveries import Deliveries
+from bpfpath_nb.tracer.followed import Followed
 from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type
 from bpfpath_nb.tracer.netfilter import Hooks
 from bpfpath_nb.tracer.places import Change, Namespace, Places
@@ -147,6 +148,8 @@ class Attachment:
         self._timing = {"compile": time.monotonic() - started}
         self._undo.callback(self._program.close)
         self.counters = Counters(self._program)
+        self._followed = Followed(self._program)
+        self._undo.callback(self._followed.close)
         self.events = Ring(self._program.map("events").map_fd, request.events_ring, EVENT_DTYPE)
         self._undo.callback(self.events.close)
         self.facts = Ring(self._program.map("facts_ring").map_fd, request.facts_ring, FACTS_DTYPE)
@@ -161,7 +164,7 @@ class Attachment:
         self._attach_tc()
         self._measure_cost()
         towards_sockets = [func for func, probe in enumerate(self._plan.probes) if probe.name in TOWARDS_SOCKETS]
-        self.deliveries = Deliveries(self._program, towards_sockets)
+        self.deliveries = Deliveries(self._program, self._followed, towards_sockets)
 
     def _check_returns(self, *, with_kprobes: bool) -> None:
         if not with_kprobes:
@@ -298,7 +301,9 @@ class Attachment:
         self._cost: dict[str, int] = {}
         if self._tc is not None:
             with suppress(OSError):  # an estimate, which nothing depends on
-                self._cost = cost.measure(self._program, self.counters, self._tc_programs["tc_ingress"], self._rings)
+                self._cost = cost.measure(
+                    self._program, self.counters, self._followed, self._tc_programs["tc_ingress"], self._rings
+                )
 
     @property
     def _rings(self) -> tuple[Ring, Ring]:

@@ -16,22 +16,24 @@ from bpfpath_nb.kernel.structures import Types
 from bpfpath_nb.tracer.syscall import is_loadable
 from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT
 
-WORD = "pt_regs"
-"""Begins with a word, any part of which may be read."""
+WORDS = "pt_regs"
+"""The structure that all is read as: words, any part of which may be read."""
 
 
 def macros(types: Types) -> dict[str, int]:
     """For the C: how to read by a cast; empty where this kernel has or takes none."""
     numbers = {name: types.type_id(name) for name in NUMBERED}
-    if not all(numbers.values()) or not _is_taken(numbers[CAST], numbers[WORD]):
+    if not all(numbers.values()) or not _is_taken(numbers[CAST], numbers[WORDS]):
         return {}
+    if types.size(WORDS) < types.size("sk_buff") - types.offset("sk_buff", "len") // 8 * 8:
+        return {}  # what is looked at of an sk_buff must lie in it
     return {"HAVE_CAST": 1, **{f"{name}__TYPE_ID": number for name, number in numbers.items()}}
 
 
-def _is_taken(cast: int, word: int) -> bool:
+def _is_taken(cast: int, words: int) -> bool:
     instructions = struct.pack(
         "=" + "BBhi" * 5,
-        *(0xB7, 0x02, 0, word),  # r2 = word
+        *(0xB7, 0x02, 0, words),  # r2 = words
         *(0x85, 0x20, 0, cast),  # r0 = cast(r1, r2)
         *(0x79, 0x00, 0, 0),  # r0 = *(u64 *)r0
         *(0xB7, 0x00, 0, 0),  # r0 = 0

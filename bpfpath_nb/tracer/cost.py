@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from bpfpath_nb.tracer.counters import CALIBRATING, DISARMED, Counters
+from bpfpath_nb.tracer.followed import Followed
 from bpfpath_nb.tracer.ring import Ring
 from bpfpath_nb.tracer.syscall import PROG_TEST_RUN, bpf
 from bpfpath_nb.tracer.toolchain import Program
@@ -35,12 +36,12 @@ SK_BUFF_CONTEXT = 192
 """More than struct __sk_buff has; the kernel takes what is beyond if it is zero."""
 
 
-def measure(program: Program, counters: Counters, tc: int, rings: Iterable[Ring]) -> dict[str, int]:
+def measure(program: Program, counters: Counters, followed: Followed, tc: int, rings: Iterable[Ring]) -> dict[str, int]:
     """The start record's `cost`: ns of a hop of a packet that is followed, and of one that the filter refuses.
 
     Parameters
     ----------
-    program, counters
+    program, counters, followed
         The capture's, not armed yet.
     tc
         Descriptor of its TC program.
@@ -57,7 +58,8 @@ def measure(program: Program, counters: Counters, tc: int, rings: Iterable[Ring]
         cost = {name: min(run(tc, mark) for _ in range(TRIES)) for name, mark in (("refused", MARK), ("hop", MARK + 1))}
     finally:
         counters.arm(DISARMED)
-        for name in ("skb_map", "moved", "processes", "taken"):
+        followed.clear()
+        for name in ("moved", "processes", "taken"):
             with suppress(KeyError):  # a map that kernels with more to offer do not need
                 program.map(name).clear()
         for ring in rings:

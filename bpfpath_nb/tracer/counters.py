@@ -15,6 +15,7 @@ DISARMED, ARMED, CLOSING, CALIBRATING = 0, 1, 2, 3
 STATE = (
     "tagged",
     "moved",
+    "crowded",
     "packets",
     "matched",
     "sampled_out",

@@ -12,8 +12,6 @@ and of which no drop was reported, is read before its buffer is used again.
 
 from __future__ import annotations
 
-import ctypes
-import struct
 import time
 from collections.abc import Sequence
 
@@ -21,29 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfpath_nb.schema import FACTS_KINDS
-from bpfpath_nb.tracer.syscall import MAP_LOOKUP_BATCH, bpf_in_place, run_raw_tracepoint
+from bpfpath_nb.tracer.followed import Followed
+from bpfpath_nb.tracer.syscall import run_raw_tracepoint
 from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT, Program
 
 SETTLED_AFTER = 50_000_000
 """A packet that was seen less than so many ns ago may be between two lists."""
 
 UDP = 17
-BATCH = 4096
-LONGEST_LOOK = 16
-"""Batches at most in one look; skb_map has no more entries."""
-
-# struct path of bpf/identity.h
-PATH = np.dtype(
-    [
-        *((name, "u8") for name in ("flow", "skb", "seen", "socket", "dev")),
-        *(
-            (name, "u4")
-            for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark", "drops", "parted")
-        ),
-        *((name, "u2") for name in ("snapshot", "func", "kind")),
-        *((name, "u1") for name in ("link", "protocol")),
-    ]
-)
 
 
 class Deliveries:
@@ -53,19 +36,21 @@ class Deliveries:
     ----------
     program
         The capture's.
+    followed
+        The packets that it follows.
     towards_sockets
         Functions (as `func`) behind which a packet goes to a socket.
     """
 
-    def __init__(self, program: Program, towards_sockets: Sequence[int]) -> None:
+    def __init__(self, program: Program, followed: Followed, towards_sockets: Sequence[int]) -> None:
         self._is_read = program.load("is_read", RAW_TRACEPOINT)
-        self._map = program.map("skb_map").map_fd
+        self._followed = followed
         self._functions = np.array(sorted(towards_sockets), np.uint16)
         self._known: set[int] = set()
 
     def look(self) -> list[tuple[int]]:
         """Rows of `schema.READS`: packets that are known to be read since this look."""
-        heads, paths = self._followed()
+        heads, paths = self._followed.rows()
         candidates = (
             np.isin(paths["func"], self._functions)
             & (paths["protocol"] == UDP)
@@ -87,35 +72,3 @@ class Deliveries:
         read = np.isin(chosen["link"], self._functions) & (chosen["snapshot"] == UDP)
         fresh = set(chosen["packet"][read].tolist()) - self._known
         return [(packet,) for packet in sorted(fresh)]
-
-    def _followed(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
-        """What skb_map holds: buffers and paths."""
-        keys, values = np.zeros(BATCH, np.uint64), np.zeros(BATCH, PATH)
-        position = ctypes.c_uint32()
-        following = ctypes.c_uint32()
-        heads, paths = [], []
-        for number in range(LONGEST_LOOK):
-            request = struct.pack(
-                "=QQQQIIQQ",
-                ctypes.addressof(position) if number else 0,
-                ctypes.addressof(following),
-                keys.ctypes.data,
-                values.ctypes.data,
-                BATCH,
-                self._map,
-                0,
-                0,
-            )
-            attributes = ctypes.create_string_buffer(request, len(request))
-            last = False
-            try:
-                bpf_in_place(MAP_LOOKUP_BATCH, attributes)
-            except FileNotFoundError:  # the end of the map; the last elements are there all the same
-                last = True
-            count = struct.unpack_from("=I", attributes, 32)[0]
-            heads.append(keys[:count].copy())
-            paths.append(values[:count].copy())
-            if last:
-                break
-            position.value = following.value
-        return np.concatenate(heads), np.concatenate(paths)

@@ -8,7 +8,7 @@ import re
 from bpfpath_nb.errors import RequirementError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.kernel import Kernel
-from bpfpath_nb.tracer import casts, cookies, probes, source
+from bpfpath_nb.tracer import casts, cookies, followed, probes, source
 from bpfpath_nb.tracer.kprobes import registers
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.syscall import has_fetch_add
@@ -45,6 +45,8 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
     macros["EVENTS_PAGES"] = request.events_ring // PAGE
     macros["FACTS_PAGES"] = request.facts_ring // PAGE
     macros["SKB_MAP_ENTRIES"] = TRACKED_PACKETS
+    macros["SLOTS_BITS"] = followed.SLOTS_BITS
+    macros["SLOTS_FLAGS"] = followed.MMAPABLE
     macros["MOVED_ENTRIES"] = TRACKED_PACKETS // 4
     macros["SAMPLE"] = request.sample
     macros |= probes.skbuff_macros(kernel)

@@ -10,7 +10,7 @@ import pytest
 
 from bpfpath_nb import schema
 from bpfpath_nb.errors import RequirementError
-from bpfpath_nb.tracer import counters, deliveries, probes
+from bpfpath_nb.tracer import counters, followed, probes
 from bpfpath_nb.tracer.unit import check_release
 
 BPF = Path(__file__).parents[2] / "bpf"
@@ -50,8 +50,8 @@ def test_facts() -> None:
 
 
 def test_path() -> None:
-    assert members("identity.h", "path") == of_dtype(deliveries.PATH)
-    assert offsets(members("identity.h", "path")) == deliveries.PATH.itemsize
+    assert members("skb_map.h", "path") == of_dtype(followed.PATH)
+    assert offsets(members("skb_map.h", "path")) == followed.PATH.itemsize
 
 
 def test_state() -> None:
