@@ -2,10 +2,10 @@
 
     make bench
 
-Drained events: the same ring buffer is filled by the same program (BPF_PROG_TEST_RUN of our TC program, whose
-packet the filter takes) and emptied in turn by our drain and by bcc's own callback per event. Cost of a hop:
-the kernel's own timing of that program. Time to arm: from the call of `Capture` to its return, for a fresh
-tracer process and for one that had served a capture before.
+Drained events: rings are filled by the same program (BPF_PROG_TEST_RUN of our TC program, whose packet the filter
+takes) and emptied in turn by our drain and, where it is compiled for the kernel's own ring buffer, by bcc's callback
+per event. Cost of a hop: the kernel's own timing of that program. Time to arm: from the call of `Capture` to its
+return, for a fresh tracer process and for one that had served a capture before.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections.abc import Callable
 
 from bpfpath_nb import Capture, tracers
 from bpfpath_nb.kernel import Kernel
-from bpfpath_nb.schema import EVENT_DTYPE
+from bpfpath_nb.kernel.layout import CAST
 from bpfpath_nb.tracer.counters import ARMED, DISARMED, Counters
+from bpfpath_nb.tracer.cpu_rings import CpuRings
 from bpfpath_nb.tracer.request import Request
-from bpfpath_nb.tracer.ring import Ring
+from bpfpath_nb.tracer.ring import EventRing
 from bpfpath_nb.tracer.syscall import PROG_TEST_RUN, bpf
 from bpfpath_nb.tracer.toolchain import SCHED_CLS, Program
 from bpfpath_nb.tracer.unit import unit
@@ -49,12 +50,17 @@ def run_in_kernel(program: int, packet: bytes, times: int) -> int:
 class Bench:
     """Our programs, loaded but attached to nothing."""
 
-    def __init__(self, expression: str) -> None:
+    def __init__(self, expression: str, *, shared: bool = False) -> None:
+        kernel = Kernel.running()
         request = Request(filter=expression, events_ring=1 << 25)
-        self.program = Program(unit(request, Kernel.running())[0])
+        text = unit(request, kernel)[0]
+        if shared:  # as on kernels before 5.12: the kernel's ring buffer, which bcc can read
+            text = text.replace("#define HAVE_FETCH_ADD 1\n", "")
+        self.program = Program(text, cast=kernel.btf.type_id(CAST))
         self.tc = self.program.load("tc", SCHED_CLS, cookie=0)
-        self.counters = Counters(self.program)
-        self.ring = Ring(self.program.map("events").map_fd, request.events_ring, EVENT_DTYPE)
+        self.ring: EventRing | CpuRings
+        self.ring = EventRing(self.program, request.events_ring) if shared else CpuRings(self.program)
+        self.counters = Counters(self.program, self.ring)
 
     def close(self) -> None:
         self.ring.close()
@@ -63,8 +69,9 @@ class Bench:
 
 def drain_rates() -> tuple[list[float], list[float], list[float]]:
     """Events per second: our drain, bcc's callback doing nothing, and bcc's callback decoding the event."""
-    bench = Bench("udp port 53")
-    bench.counters.arm(ARMED)
+    bench, other = Bench("udp port 53"), Bench("udp port 53", shared=True)
+    for each in (bench, other):
+        each.counters.arm(ARMED)
     taken = 0
 
     class Event(ctypes.Structure):
@@ -83,7 +90,7 @@ def drain_rates() -> tuple[list[float], list[float], list[float]]:
             event = ctypes.cast(data, ctypes.POINTER(Event)).contents
             rows.append((event.time, event.skb, event.packet, event.seq, event.netns, event.ifindex, event.len))
 
-    bench.program.map("events").open_ring_buffer(callback)
+    other.program.map("events").open_ring_buffer(callback)
 
     def ours() -> None:
         nonlocal taken
@@ -91,11 +98,11 @@ def drain_rates() -> tuple[list[float], list[float], list[float]]:
             taken += len(events)
 
     def theirs() -> None:
-        bench.program.consume()
+        other.program.consume()
 
-    def rate(drain: Callable[[], None]) -> float:
+    def rate(filled: Bench, drain: Callable[[], None]) -> float:
         nonlocal taken
-        run_in_kernel(bench.tc, PACKET, EVENTS)
+        run_in_kernel(filled.tc, PACKET, EVENTS)
         taken = 0
         begin = time.perf_counter()
         drain()
@@ -107,11 +114,12 @@ def drain_rates() -> tuple[list[float], list[float], list[float]]:
     results: tuple[list[float], list[float], list[float]] = ([], [], [])
     for _ in range(ROUNDS):
         decoding = False
-        results[0].append(rate(ours))
-        results[1].append(rate(theirs))
+        results[0].append(rate(bench, ours))
+        results[1].append(rate(other, theirs))
         decoding = True
-        results[2].append(rate(theirs))
+        results[2].append(rate(other, theirs))
     bench.close()
+    other.close()
     return results
 
 

@@ -92,7 +92,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	struct state *state = state_map.lookup(&zero);
 	u64 *armed = armed_map.lookup(&zero);
 	struct sk_buff_view view;
-	struct packet packet;
+	struct packet packet = {}; /* or clang moves about what was never written, which verifiers refuse */
 	struct place place;
 	struct path *path;
 	u64 now = 0, head, dev, flow = 0;

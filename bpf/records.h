@@ -2,8 +2,8 @@
  *
  * What travels from the kernel to the tracer, and the maps it travels in.
  *
- * Two rings: `events` holds one small record per hop, `facts` what is told once per packet (its first bytes), per
- * process (its name) or per drop (the stack that led there). The layouts are those of EVENT_DTYPE and FACTS_DTYPE in
+ * Two kinds: an event is one small record per hop (cpu_rings.h), facts are what is told once per packet (its first bytes),
+ * per process (its name) or per drop (the stack that led there). The layouts are those of EVENT_DTYPE and FACTS_DTYPE in
  * bpfpath_nb/schema.py; a test compares them.
  */
 
@@ -89,25 +89,20 @@ struct state {
 	u64 packets; /* numbers given out */
 	u64 matched; /* packets the filter took, for sampling */
 	u64 sampled_out;
-	u64 opened;    /* calls that were recorded, where returns are traced */
-	u64 closed;    /* of these, those whose return was seen */
-	u64 forgotten; /* and those whose return cannot come any more */
-	u64 untracked; /* packets that found skb_map full */
-	u64 unseen;    /* packets whose end nobody saw: their buffer was in use again */
-	u64 events_lost;
+	u64 opened;	 /* calls that were recorded, where returns are traced */
+	u64 closed;	 /* of these, those whose return was seen */
+	u64 forgotten;	 /* and those whose return cannot come any more */
+	u64 untracked;	 /* packets that found skb_map full */
+	u64 unseen;	 /* packets whose end nobody saw: their buffer was in use again */
+	u64 events_lost; /* where the CPU's ring does not count them (cpu_rings.h) */
 	u64 facts_lost;
 };
 
 BPF_ARRAY(state_map, struct state, 1);
 
-/* Number of the next event on each CPU. A gap in what arrives is a lost event, and tells where it was lost;
- * the sum is how many events there were in all. */
-BPF_PERCPU_ARRAY(sequence, u64, 1);
-
-BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
 BPF_RINGBUF_OUTPUT(facts_ring, FACTS_PAGES);
 
-/* The tracer reads the rings by itself, every few milliseconds; waking it for each record would cost more
+/* The tracer reads all rings by itself, every few milliseconds; waking it for each record would cost more
  * than the record. */
 #define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP */
 

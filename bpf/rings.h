@@ -47,8 +47,8 @@ static __always_inline void send_process(struct state *state, u32 pid, u64 now)
 {
 	/* A process's name is that of its first thread; other threads call themselves what they like. */
 	u64 leader = read_pointer(bpf_get_current_task(), task_struct__group_leader);
-	struct process process = {.comm = {LOAD(u64, leader + task_struct__comm),
-					   LOAD(u64, leader + task_struct__comm + 8)}};
+	struct process process = {
+		.comm = {LOAD(u64, leader + task_struct__comm), LOAD(u64, leader + task_struct__comm + 8)}};
 	struct process *known = processes.lookup(&pid);
 	struct facts *facts;
 
@@ -126,9 +126,17 @@ static __always_inline void send_drop(struct state *state, const struct path *pa
 static __always_inline void send_event(struct state *state, struct path *path, u64 now, u64 skb,
 				       const struct where *where, u16 flags)
 {
+	struct event *event;
+#ifdef HAVE_FETCH_ADD
+	u64 stamp = 0;
+	struct record *record = record_open(&stamp);
+
+	if (!record)
+		return;
+	event = &record->event;
+#else
 	u32 zero = 0;
 	u64 *next = sequence.lookup(&zero);
-	struct event *event;
 	u32 seq;
 
 	if (!next)
@@ -139,11 +147,12 @@ static __always_inline void send_event(struct state *state, struct path *path, u
 		COUNT(&state->events_lost);
 		return;
 	}
+	event->seq = seq;
+#endif
 	event->time = now;
 	event->skb = skb;
 	event->location = where->location;
 	event->packet = path->packet;
-	event->seq = seq;
 	event->netns = path->netns;
 	event->ifindex = path->ifindex;
 	event->len = path->len;
@@ -154,5 +163,9 @@ static __always_inline void send_event(struct state *state, struct path *path, u
 	event->cpu = bpf_get_smp_processor_id();
 	event->snapshot = path->snapshot;
 	event->flags = flags;
+#ifdef HAVE_FETCH_ADD
+	record_close(record, stamp);
+#else
 	events.ringbuf_submit(event, NO_WAKEUP);
+#endif
 }

@@ -56,7 +56,7 @@ struct slot {
 #define BUSY	1
 #define PATIENT 64 /* looks at a BUSY place */
 
-BPF_F_TABLE("array", u32, struct slot, slots, 1 << SLOTS_BITS, SLOTS_FLAGS);
+BPF_F_TABLE("array", u32, struct slot, slots, 1 << SLOTS_BITS, MAPPED);
 
 static __always_inline struct slot *slot_of(u64 head)
 {

@@ -15,17 +15,18 @@ from typing import Any
 from bpfpath_nb.errors import InterfaceError, OptionError, RequirementError
 from bpfpath_nb.kernel import Kernel, loaded_modules
 from bpfpath_nb.kernel.layout import CAST
-from bpfpath_nb.schema import EVENT_DTYPE, FACTS_DTYPE
+from bpfpath_nb.schema import FACTS_DTYPE
 from bpfpath_nb.tracer import cost, probes, tc
 from bpfpath_nb.tracer.cookies import MACRO, Cookies
 from bpfpath_nb.tracer.counters import Counters
+from bpfpath_nb.tracer.cpu_rings import CpuRings
 from bpfpath_nb.tracer.deliveries import Deliveries
 from bpfpath_nb.tracer.followed import Followed
 from bpfpath_nb.tracer.kprobes import Kprobes, Target, perf_type
 from bpfpath_nb.tracer.netfilter import Hooks
 from bpfpath_nb.tracer.places import Change, Namespace, Places
 from bpfpath_nb.tracer.request import Request
-from bpfpath_nb.tracer.ring import Ring
+from bpfpath_nb.tracer.ring import EventRing, Ring
 from bpfpath_nb.tracer.syscall import NETFILTER as NETFILTER_ATTACH
 from bpfpath_nb.tracer.syscall import raw_tracepoint_open
 from bpfpath_nb.tracer.toolchain import KPROBE, NETFILTER, RAW_TRACEPOINT, SCHED_CLS, Program
@@ -54,7 +55,7 @@ class Attachment:
     kernel
         As it is with the modules that are loaded now.
     events, facts
-        The two rings.
+        The rings.
     counters
         What the kernel side counts; arms it too.
     deliveries
@@ -147,11 +148,14 @@ class Attachment:
         self._program = Program(text, cast=self.kernel.btf.type_id(CAST))
         self._timing = {"compile": time.monotonic() - started}
         self._undo.callback(self._program.close)
-        self.counters = Counters(self._program)
         self._followed = Followed(self._program)
         self._undo.callback(self._followed.close)
-        self.events = Ring(self._program.map("events").map_fd, request.events_ring, EVENT_DTYPE)
+        try:
+            self.events: CpuRings | EventRing = CpuRings(self._program)
+        except KeyError:
+            self.events = EventRing(self._program, request.events_ring)
         self._undo.callback(self.events.close)
+        self.counters = Counters(self._program, self.events)
         self.facts = Ring(self._program.map("facts_ring").map_fd, request.facts_ring, FACTS_DTYPE)
         self._undo.callback(self.facts.close)
         if request.namespaces is not None:
@@ -302,12 +306,8 @@ class Attachment:
         if self._tc is not None:
             with suppress(OSError):  # an estimate, which nothing depends on
                 self._cost = cost.measure(
-                    self._program, self.counters, self._followed, self._tc_programs["tc_ingress"], self._rings
+                    self._program, self.counters, self._followed, self._tc_programs["tc_ingress"], self.facts
                 )
-
-    @property
-    def _rings(self) -> tuple[Ring, Ring]:
-        return self.events, self.facts
 
     def _refuse(self, name: str, error: OSError, instead: str = "") -> None:
         self.refused.append({"name": name, "why": str(error), "instead": instead})

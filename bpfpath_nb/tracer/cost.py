@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable
 from contextlib import suppress
 
 from bpfpath_nb.tracer.counters import CALIBRATING, DISARMED, Counters
@@ -36,7 +35,7 @@ SK_BUFF_CONTEXT = 192
 """More than struct __sk_buff has; the kernel takes what is beyond if it is zero."""
 
 
-def measure(program: Program, counters: Counters, followed: Followed, tc: int, rings: Iterable[Ring]) -> dict[str, int]:
+def measure(program: Program, counters: Counters, followed: Followed, tc: int, facts: Ring) -> dict[str, int]:
     """The start record's `cost`: ns of a hop of a packet that is followed, and of one that the filter refuses.
 
     Parameters
@@ -45,8 +44,8 @@ def measure(program: Program, counters: Counters, followed: Followed, tc: int, r
         The capture's, not armed yet.
     tc
         Descriptor of its TC program.
-    rings
-        Its rings, which are left empty.
+    facts
+        Its facts, of which none are left.
 
     Raises
     ------
@@ -62,9 +61,8 @@ def measure(program: Program, counters: Counters, followed: Followed, tc: int, r
         for name in ("moved", "processes", "taken"):
             with suppress(KeyError):  # a map that kernels with more to offer do not need
                 program.map(name).clear()
-        for ring in rings:
-            while len(ring.take()):
-                pass
+        while len(facts.take()):
+            pass
         counters.reset()
     return cost
 

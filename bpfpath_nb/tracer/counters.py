@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
+from bpfpath_nb.tracer.cpu_rings import CpuRings
+from bpfpath_nb.tracer.ring import EventRing
 from bpfpath_nb.tracer.syscall import recursion_misses
 from bpfpath_nb.tracer.toolchain import Program
 
@@ -30,13 +31,21 @@ STATE = (
 
 
 class Counters:
-    """The maps that count, of one capture."""
+    """The maps that count, of one capture.
 
-    def __init__(self, program: Program) -> None:
+    Parameters
+    ----------
+    program
+        The capture's.
+    events
+        Its events, which are counted where they are written.
+    """
+
+    def __init__(self, program: Program, events: CpuRings | EventRing) -> None:
+        self._events = events
         self._program = program
         self._state = program.map("state_map")
         self._armed = program.map("armed_map")
-        self._sequence = program.map("sequence")
 
     def state(self) -> dict[str, int]:
         """The fields of `struct state`."""
@@ -50,15 +59,15 @@ class Counters:
     def read(self, descriptors: Iterable[int], *, final: bool = False) -> dict[str, int]:
         """The counters of `schema.COUNTERS`; calls whose return may still come are lost at the end only."""
         state = self.state()
-        begun = sum(int(value) for value in self._per_cpu())
+        lost = state["events_lost"] + self._events.lost
         misses = 0
         for descriptor in descriptors:
             with suppress(OSError):
                 misses += recursion_misses(descriptor)
         return {
             "packets": state["packets"],
-            "events": begun - state["events_lost"],
-            "events_lost": state["events_lost"],
+            "events": self._events.begun - lost,
+            "events_lost": lost,
             "facts_lost": state["facts_lost"],
             "packets_untracked": state["untracked"],
             "probe_misses": misses,
@@ -70,7 +79,4 @@ class Counters:
     def reset(self) -> None:
         """Begin anew: no packet, no event, no loss."""
         self._state.clear()
-        self._sequence.clear()
-
-    def _per_cpu(self) -> Any:
-        return self._sequence[0]
+        self._events.reset()

@@ -1,7 +1,7 @@
 """The packets that are followed, as the kernel side keeps them (bpf/skb_map.h): buffers and paths.
 
-Most have a place of their own in an array that is mapped here, and read as any memory is. What was crowded out of it is in
-a hash table, which is read in batches.
+Most have a place of their own in an array that is mapped here, and read as any memory is. What was crowded out of it
+is in a hash table, which is read in batches.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ import mmap
 import numpy as np
 import numpy.typing as npt
 
+from bpfpath_nb.schema import EVENT_DTYPE
+from bpfpath_nb.tracer.toolchain import Program
+
 BUSY = 1 << 31
 HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
 LONGEST_RUN = 1 << 16
@@ -66,3 +69,33 @@ class Ring:
         del self._consumer, self._producer, self._data
         self._consumer_map.close()
         self._producer_map.close()
+
+
+class EventRing(Ring):
+    """The ring of events, of kernels where there is one for all CPUs (before 5.12); else it is `CpuRings`.
+
+    Parameters
+    ----------
+    program
+        The compiled unit, which has it.
+    size
+        Of its data in bytes.
+    """
+
+    lost = 0
+    """What found no room is counted with the rest (`Counters`)."""
+
+    def __init__(self, program: Program, size: int) -> None:
+        super().__init__(program.map("events").map_fd, size, EVENT_DTYPE)
+        self._sequence = program.map("sequence")
+
+    @property
+    def begun(self) -> int:
+        """How many events there were, with those that were lost."""
+        return sum(int(value) for value in self._sequence[0])
+
+    def reset(self) -> None:
+        """Begin anew: no event. Nothing may be recording."""
+        while len(self.take()):
+            pass
+        self._sequence.clear()

@@ -8,7 +8,7 @@ import re
 from bpfpath_nb.errors import RequirementError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.kernel import Kernel
-from bpfpath_nb.tracer import casts, cookies, followed, probes, source
+from bpfpath_nb.tracer import casts, cookies, cpu_rings, followed, probes, source
 from bpfpath_nb.tracer.kprobes import registers
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.syscall import has_fetch_add
@@ -46,14 +46,14 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
     macros["FACTS_PAGES"] = request.facts_ring // PAGE
     macros["SKB_MAP_ENTRIES"] = TRACKED_PACKETS
     macros["SLOTS_BITS"] = followed.SLOTS_BITS
-    macros["SLOTS_FLAGS"] = followed.MMAPABLE
+    macros["MAPPED"] = followed.MMAPABLE
     macros["MOVED_ENTRIES"] = TRACKED_PACKETS // 4
     macros["SAMPLE"] = request.sample
     macros |= probes.skbuff_macros(kernel)
     macros |= probes.reason_macros(kernel)
     macros |= casts.macros(kernel.btf)
     if has_fetch_add():
-        macros["HAVE_FETCH_ADD"] = 1
+        macros |= {"HAVE_FETCH_ADD": 1, **cpu_rings.macros(request.events_ring)}
     if request.packets is not None:
         macros["PACKETS_LIMIT"] = request.packets
     if request.namespaces is not None:
