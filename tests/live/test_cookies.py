@@ -32,3 +32,15 @@ def test_each_function_is_found_at_the_place_that_the_program_computes_or_left_t
         address: 77 if address == addresses[0] else addresses.index(address) for address, _ in kept.values()
     }
     assert len(kept) > 0.95 * FUNCTIONS
+
+
+def test_no_function_is_taken_for_one_that_begins_within_16_bytes() -> None:
+    first = 0xFFFFFFFF81000000
+    program = Program(TEXT)
+    try:
+        # At an entry the program knows the multiple of 16 before the place that it was called from.
+        Cookies(program, carried=True).of_multi({first + at: at for at in (0, 16, 26, 32, 48, 64, 74)})
+        kept = {int(leaf.address) for leaf in program.map("known_cookies").values() if leaf.address}
+    finally:
+        program.close()
+    assert kept == {first, first + 48}

@@ -100,7 +100,8 @@ def interpret(each: tuple[Instruction, ...], packet: bytes) -> bool:
     return bool(library.pcap_offline_filter(ctypes.byref(compiled), ctypes.byref(header), packet))
 
 
-def test_every_instruction() -> None:
+@pytest.mark.parametrize("cast", [True, False])
+def test_every_instruction(cast: bool) -> None:
     """Programs made at random, against libpcap's interpreter."""
     programs: list[tuple[Instruction, ...]] = []
 
@@ -117,7 +118,7 @@ def test_every_instruction() -> None:
     parts = []
     for number, each in enumerate(programs):
         parts += [renamed(unit_of(each), f"f{number}_"), program(f"run_{number}", f"f{number}_")]
-    unit = compile_filters(*parts)
+    unit = compile_filters(*parts, cast=cast)
     answers: set[int] = set()
     try:
         descriptors = [unit.load(f"run_{number}", SCHED_CLS) for number in range(len(programs))]
