@@ -17,6 +17,9 @@
  * leaves a gap where it is missing. Nothing can come between reading `lost` and the exchange: another event would have
  * moved the head, and there was room.
  *
+ * There are as many rings as CPUs are online when the capture starts. One that comes later shares another's: that works,
+ * with several writers the exchange is only slower, but to who counts by CPU the numbers of both have gaps.
+ *
  * Kernels before 5.12 have no such exchange, and one ring of the kernel's.
  */
 
@@ -45,11 +48,14 @@ BPF_F_TABLE("array", u32, struct record, records, CPUS << RECORDS_BITS, MAPPED);
 static __always_inline struct record *record_open(u64 *stamp)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	struct cpu_ring *ring = cpu_rings.lookup(&cpu);
+	struct cpu_ring *ring;
 	struct record *record;
 	u64 head, lost;
 	int taken = 0;
 
+	if (cpu >= CPUS)
+		cpu %= CPUS;
+	ring = cpu_rings.lookup(&cpu);
 	if (!ring)
 		return 0;
 #pragma unroll

@@ -102,10 +102,13 @@ static __always_inline int path_put(struct state *state, u64 head, struct path *
 	if (there == head)
 		return -EEXIST;
 #endif
+#ifdef HAVE_FETCH_ADD
+	COUNT(&state->crowded); /* before it is there, or who looks for it at once would not look here */
+#endif
 	error = skb_map.insert(&head, path);
 #ifdef HAVE_FETCH_ADD
-	if (!error)
-		COUNT(&state->crowded);
+	if (error)
+		__sync_fetch_and_add(&state->crowded, -1);
 #endif
 	return error;
 }

@@ -16,7 +16,7 @@ from bpfpath_nb.schema import EVENT_DTYPE
 from bpfpath_nb.tracer.ring import LONGEST_RUN
 from bpfpath_nb.tracer.toolchain import Program
 
-POSSIBLE = Path("/sys/devices/system/cpu/possible")
+ONLINE = Path("/sys/devices/system/cpu/online")
 SMALLEST = 1 << 20
 """Bytes that each CPU has at least, or all that was asked for where that is less: on a machine with many CPUs an equal
 share of a ring for all would be short for the few that receive."""
@@ -26,8 +26,11 @@ NOTHING = np.empty(0, EVENT_DTYPE)
 
 
 def cpus() -> int:
-    """How many numbers of CPUs there may be; from the kernel's list of ranges (``0-3,8-11``)."""
-    return 1 + int(POSSIBLE.read_text().strip().split(",")[-1].split("-")[-1])
+    """Numbers of CPUs, up to the last that is online; from the kernel's list of ranges (``0-3,8-11``).
+
+    A virtual machine may have a hundred more that could come, and memory for them is not to be spent.
+    """
+    return 1 + int(ONLINE.read_text().strip().split(",")[-1].split("-")[-1])
 
 
 def records_bits(size: int, cpus: int) -> int:
