@@ -47,14 +47,13 @@ BPF_F_TABLE("array", u32, struct record, records, CPUS << RECORDS_BITS, MAPPED);
 /* Room for an event, with its number; 0 where there is none, which is counted. */
 static __always_inline struct record *record_open(u64 *stamp)
 {
-	u32 cpu = bpf_get_smp_processor_id();
+	u32 number = bpf_get_smp_processor_id();
+	u32 cpu = number < CPUS ? number : number % CPUS;
 	struct cpu_ring *ring;
 	struct record *record;
 	u64 head, lost;
 	int taken = 0;
 
-	if (cpu >= CPUS)
-		cpu %= CPUS;
 	ring = cpu_rings.lookup(&cpu);
 	if (!ring)
 		return 0;
@@ -74,6 +73,7 @@ static __always_inline struct record *record_open(u64 *stamp)
 	record = records.lookup(&cpu);
 	if (!record)
 		return 0;
+	record->event.cpu = number; /* of this very number, not of where the program may have moved since */
 	record->event.seq = head + lost;
 	*stamp = head + 1;
 	return record;

@@ -28,7 +28,7 @@
  * it is on the wire, through packet_load_tagged(): four bytes more at offset 12.
  *
  * Not all of what is read can be trusted to be consistent, since a probe may look at a packet that's just
- * being changed. Every offset is therefore bounded, and a failed read is no match.
+ * being changed. Every offset is therefore bounded, and what cannot be read is 0.
  */
 
 /* The numbers of link types in capture files (LINKTYPE_ETHERNET, LINKTYPE_RAW), so that a snapshot needs no

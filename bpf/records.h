@@ -122,4 +122,5 @@ BPF_RINGBUF_OUTPUT(facts_ring, FACTS_PAGES);
 
 /* What the kernel answers. */
 #define ENOENT 2
+#define EBUSY  16
 #define EEXIST 17

@@ -148,6 +148,7 @@ static __always_inline void send_event(struct state *state, struct path *path, u
 		return;
 	}
 	event->seq = seq;
+	event->cpu = bpf_get_smp_processor_id();
 #endif
 	event->time = now;
 	event->skb = skb;
@@ -160,7 +161,6 @@ static __always_inline void send_event(struct state *state, struct path *path, u
 	event->reason = where->reason;
 	event->pid = path->pid;
 	event->func = where->func;
-	event->cpu = bpf_get_smp_processor_id();
 	event->snapshot = path->snapshot;
 	event->flags = flags;
 #ifdef HAVE_FETCH_ADD

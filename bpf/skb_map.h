@@ -13,7 +13,8 @@
  *
  * A place is taken and given back by an atomic exchange of its head, so that of several CPUs one does it. Between taking
  * and having written the path it is BUSY; who meets that waits for as long as the writing takes, or else would give a
- * clone's buffer a second number. Kernels before 5.12 have no such exchange, and the table alone.
+ * clone's buffer a second number. For the same reason both parts are looked at by whoever puts a packet into either, once
+ * it is there. Kernels before 5.12 have no such exchange, and the table alone.
  */
 
 struct path {
@@ -53,7 +54,7 @@ struct slot {
 	struct path path;
 };
 
-#define BUSY	1
+#define BUSY	1  /* no buffer's address, nor is 0 */
 #define PATIENT 64 /* looks at a BUSY place */
 
 BPF_F_TABLE("array", u32, struct slot, slots, 1 << SLOTS_BITS, MAPPED);
@@ -69,8 +70,11 @@ static __always_inline struct slot *slot_of(u64 head)
 static __always_inline struct path *path_at(const struct state *state, u64 head)
 {
 #ifdef HAVE_FETCH_ADD
-	struct slot *slot = slot_of(head);
+	struct slot *slot;
 
+	if (head <= BUSY)
+		return 0;
+	slot = slot_of(head);
 	if (slot && slot->head == head)
 		return &slot->path;
 	if (!state->crowded)
@@ -87,12 +91,14 @@ static __always_inline int path_put(struct state *state, u64 head, struct path *
 	struct slot *slot = slot_of(head);
 	u64 there;
 
-	if (!slot)
+	if (!slot || head <= BUSY)
 		return -ENOENT;
-	if (state->crowded && skb_map.lookup(&head))
-		return -EEXIST;
 	there = __sync_val_compare_and_swap(&slot->head, 0, BUSY);
 	if (!there) {
+		if (state->crowded && skb_map.lookup(&head)) {
+			__sync_lock_test_and_set(&slot->head, 0);
+			return -EEXIST;
+		}
 		slot->path = *path;
 		__sync_lock_test_and_set(&slot->head, head);
 		return 0;
@@ -101,12 +107,19 @@ static __always_inline int path_put(struct state *state, u64 head, struct path *
 		there = *(volatile u64 *)&slot->head;
 	if (there == head)
 		return -EEXIST;
+	if (there == BUSY)
+		return -EBUSY;
 #endif
 #ifdef HAVE_FETCH_ADD
 	COUNT(&state->crowded); /* before it is there, or who looks for it at once would not look here */
 #endif
 	error = skb_map.insert(&head, path);
 #ifdef HAVE_FETCH_ADD
+	/* Its place was given back meanwhile, and another CPU has put the packet there. */
+	if (!error && *(volatile u64 *)&slot->head == head) {
+		skb_map.delete(&head);
+		error = -EEXIST;
+	}
 	if (error)
 		__sync_fetch_and_add(&state->crowded, -1);
 #endif
@@ -117,8 +130,11 @@ static __always_inline int path_put(struct state *state, u64 head, struct path *
 static __always_inline int path_take(struct state *state, u64 head)
 {
 #ifdef HAVE_FETCH_ADD
-	struct slot *slot = slot_of(head);
+	struct slot *slot;
 
+	if (head <= BUSY)
+		return -ENOENT;
+	slot = slot_of(head);
 	if (slot && slot->head == head && __sync_val_compare_and_swap(&slot->head, head, 0) == head)
 		return 0;
 	if (!state->crowded || skb_map.delete(&head))

@@ -103,8 +103,8 @@ class Capture(RecordingViews):
         Follow one packet in so many.
     events_ring, facts_ring : int
         Sizes of the ring buffers for hops, and for what is told once of a packet, in bytes, powers of two. Larger
-        ones lose less in bursts. From kernel 5.12 on the hops have a ring for each CPU, an equal share but 1 MiB
-        at least.
+        ones lose less in bursts. From kernel 5.12 on each CPU has a ring for its hops: an equal share, or on a machine
+        with many CPUs 2 MiB, as long as all together have no more than four times this.
     save : path, optional
         Keep the recording in this file while it grows, so that whatever kills this process leaves a file that
         `Recording.load` reads. `stop` (or the end of the `with` block) makes the Parquet file of it.

@@ -25,9 +25,17 @@ def macros(types: Types) -> dict[str, int]:
     numbers = {name: types.type_id(name) for name in NUMBERED}
     if not all(numbers.values()) or not _is_taken(numbers[CAST], numbers[WORDS]):
         return {}
-    if types.size(WORDS) < types.size("sk_buff") - types.offset("sk_buff", "len") // 8 * 8:
-        return {}  # what is looked at of an sk_buff must lie in it
+    if _words(types) < types.size("sk_buff") // 8 - types.offset("sk_buff", "len") // 8:
+        return {}  # what is looked at of an sk_buff must lie in them
     return {"HAVE_CAST": 1, **{f"{name}__TYPE_ID": number for name, number in numbers.items()}}
+
+
+def _words(types: Types) -> int:
+    """How many words the structure begins with."""
+    structure = types.structure(WORDS)
+    fields = structure.fields.values() if structure is not None else ()
+    other = (field.bit_offset // 64 for field in fields if field.bit_offset % 64 or field.bits % 64 or not field.bits)
+    return min(other, default=types.size(WORDS) // 8)
 
 
 def _is_taken(cast: int, words: int) -> bool:

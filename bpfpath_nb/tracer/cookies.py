@@ -60,10 +60,19 @@ class Cookies:
         for place, address in zip(places.tolist(), addresses.tolist(), strict=True):
             if self._taken.setdefault(place, address) == address:
                 chosen[place] = (address, cookies[address])
+        self._write(chosen)
+
+    def _write(self, chosen: Mapping[int, tuple[int, int]]) -> None:
+        table = self._program.map("known_cookies")
         keys = (table.Key * len(chosen))(*chosen)
         leaves = (table.Leaf * len(chosen))(*(table.Leaf(*pair) for pair in chosen.values()))
-        if hasattr(table, "items_update_batch"):  # bcc 0.20; without the table the kernel is asked
+        if chosen and hasattr(table, "items_update_batch"):  # bcc 0.20; without the table the kernel is asked
             table.items_update_batch(keys, leaves)
+
+    def forget(self) -> None:
+        """Where kprobe.multi could not be had: single kprobes are also on functions that could be taken for these."""
+        self._write(dict.fromkeys(self._taken, (0, 0)))
+        self._taken = {}
 
     def of_single(self, cookies: Mapping[int, int]) -> None:
         """Before single kprobes are attached by a kernel that carries none: cookies by address."""

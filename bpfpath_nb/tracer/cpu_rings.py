@@ -7,6 +7,7 @@ read last up to the first that is not written yet, and is given back by moving t
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from bpfpath_nb.tracer.ring import LONGEST_RUN
 from bpfpath_nb.tracer.toolchain import Program
 
 ONLINE = Path("/sys/devices/system/cpu/online")
-SMALLEST = 1 << 20
-"""Bytes that each CPU has at least, or all that was asked for where that is less: on a machine with many CPUs an equal
-share of a ring for all would be short for the few that receive."""
+ENOUGH, TIMES = 1 << 21, 4
+"""On a machine with many CPUs an equal share would be short for the few that receive. So each has so many bytes, as
+long as all together have no more than so many times what was asked for."""
 RING = np.dtype([("head", "u8"), ("lost", "u8"), ("_0", "u8", 6), ("tail", "u8"), ("_1", "u8", 7)])
 RECORD = np.dtype([("stamp", "u8"), ("event", EVENT_DTYPE)])
+LONGEST_TAKE = 8 * LONGEST_RUN
 NOTHING = np.empty(0, EVENT_DTYPE)
 
 
@@ -34,9 +36,9 @@ def cpus() -> int:
 
 
 def records_bits(size: int, cpus: int) -> int:
-    """How many records each CPU's ring has, as a power of two, where all together shall have so many bytes."""
-    each = max(size // cpus, min(size, SMALLEST))
-    return (each // RECORD.itemsize).bit_length() - 1
+    """How many records each CPU's ring has, as a power of two, where all together shall have so many bytes at least."""
+    each = max(size // cpus, min(ENOUGH, TIMES * size // cpus), RECORD.itemsize)
+    return (each // RECORD.itemsize - 1).bit_length()
 
 
 def macros(size: int) -> dict[str, int]:
@@ -70,19 +72,22 @@ class CpuRings:
         self._records = np.frombuffer(self._records_map, RECORD).reshape(count, self._size)
 
     def take(self) -> npt.NDArray[np.void]:
-        """The events that are ready, in the order of time, copied out; their room is the kernel's again.
+        """The events that are ready, copied out; their room is the kernel's again.
 
-        At most `LONGEST_RUN` of each CPU.
+        Those of each CPU are in its order, those of several in the order of time. What one CPU has more of than others
+        may be left for the next time: a message to the notebook has room for so many.
         """
-        runs = [self._take(cpu) for cpu in (self._heads != self._tails).nonzero()[0].tolist()]
+        busy = (self._heads != self._tails).nonzero()[0].tolist()
+        longest = min(LONGEST_RUN, LONGEST_TAKE // max(1, len(busy)))
+        runs = [self._take(cpu, longest) for cpu in busy]
         if len(runs) < 2:
             return runs[0] if runs else NOTHING
         events = np.concatenate(runs)
         return events[np.argsort(events["time"], kind="stable")]
 
-    def _take(self, cpu: int) -> npt.NDArray[np.void]:
+    def _take(self, cpu: int, longest: int) -> npt.NDArray[np.void]:
         head, tail = int(self._heads[cpu]), int(self._tails[cpu])
-        positions = np.arange(tail, min(head, tail + LONGEST_RUN), dtype=np.uint64)
+        positions = np.arange(tail, min(head, tail + longest), dtype=np.uint64)
         at = tail % self._size
         first = self._records[cpu, at : at + len(positions)]
         run = [first, self._records[cpu, : len(positions) - len(first)]]
@@ -113,5 +118,6 @@ class CpuRings:
     def close(self) -> None:
         """Unmap."""
         del self._rings, self._heads, self._tails, self._records
-        self._rings_map.close()
-        self._records_map.close()
+        for memory in (self._rings_map, self._records_map):
+            with suppress(BufferError):  # somebody holds a part of it; it goes with that
+                memory.close()

@@ -63,6 +63,7 @@ class Followed:
     def rows(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
         """Buffers, and their packets' paths (`PATH`)."""
         taken = self._slots[self._slots["head"] > BUSY]
+        taken = taken[taken["head"] > BUSY]  # those that were given back while they were copied
         heads, paths = [taken["head"]], [taken["path"]]
         keys, values = np.zeros(BATCH, np.uint64), np.zeros(BATCH, PATH)
         position = ctypes.c_uint32()
@@ -102,4 +103,5 @@ class Followed:
         """Unmap."""
         self._slots = np.zeros(0, SLOT)
         if self._memory is not None:
-            self._memory.close()
+            with suppress(BufferError):  # somebody holds a part of it; it goes with that
+                self._memory.close()

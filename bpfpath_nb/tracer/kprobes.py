@@ -149,6 +149,8 @@ class Kprobes:
                 return self._attach_multi(targets)
             except OSError:
                 self.close()
+                if self._cookies.carried:
+                    self._cookies.forget()
         return self._attach_single(targets)
 
     def close(self) -> None:

@@ -143,5 +143,6 @@ def test_every_cpu_has_its_share() -> None:
     room = cpu_rings.RECORD.itemsize
     for size, cpus in ((1 << 24, 2), (1 << 24, 64), (1 << 24, 1024), (1 << 30, 2), (1 << 12, 1), (1 << 12, 64)):
         each = (1 << cpu_rings.records_bits(size, cpus)) * room
-        assert each <= max(size // cpus, cpu_rings.SMALLEST)
-        assert 2 * each > min(size, max(size // cpus, cpu_rings.SMALLEST))
+        assert each * cpus > 0.9 * size
+        assert each * cpus < 2 * max(cpu_rings.TIMES * size, room * cpus)
+        assert each > 0.9 * min(cpu_rings.ENOUGH, cpu_rings.TIMES * size // cpus)

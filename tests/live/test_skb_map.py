@@ -149,6 +149,15 @@ def test_of_several_cpus_one_puts_it_there_and_one_takes_it_away(table: Table) -
     assert table.crowded() == 0
 
 
+@pytest.mark.parametrize("head", [0, 1])
+def test_what_is_no_address_is_nowhere(table: Table, head: int) -> None:
+    assert table.run("put", HEADS[0]) == 0
+    assert table.run("at", head) == 0
+    assert table.run("take", head) < 0
+    assert table.run("put", head) < 0
+    assert table.run("take", HEADS[0]) == 0
+
+
 def test_user_space_sees_all_of_it_and_forgets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpfpath_nb.tracer.followed.SLOTS_BITS", 9)  # a page is what can be mapped
     table = Table(9)
@@ -162,6 +171,15 @@ def test_user_space_sees_all_of_it_and_forgets_it(monkeypatch: pytest.MonkeyPatc
         assert paths["packet"].tolist() == [head >> 9 & 0xFFFFFFFF for head in seen.tolist()]
         followed.clear()
         assert len(followed.rows()[0]) == 0
+        # They come and go while they are looked at.
+        thread = threading.Thread(target=table.contend, args=(max(os.sched_getaffinity(0)), 200_000))
+        thread.start()
+        met: set[int] = set()
+        while thread.is_alive():
+            met.update(followed.rows()[0].tolist())
+        thread.join()
+        assert met
+        assert met <= set(HEADS)
         followed.close()
     finally:
         table.program.close()
