@@ -32,6 +32,7 @@ from bpfpath_nb.lab import Lab
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `processes`
 
 SESSION = "BPFPATH_TEST_SESSION"
+TRACEFS = "/sys/kernel/tracing"
 PATIENCE = 8.0  # seconds in which the kernel must have freed what a test let go
 
 _prefix = f"t{secrets.token_hex(2)}-"
@@ -45,6 +46,18 @@ def pytest_configure() -> None:
 def pytest_runtest_setup() -> None:
     if os.geteuid() != 0:
         pytest.skip("live tests load BPF programs and make network namespaces: run them as root (sudo make test)")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tracefs() -> Iterator[None]:
+    """Where nobody has mounted tracefs yet: some tests hold ours against what stands there, and tcpdrop wants it."""
+    if Path(TRACEFS, "events").is_dir() or Path("/sys/kernel/debug/tracing/events").is_dir():
+        yield
+        return
+    mounted = subprocess.run(["mount", "-t", "tracefs", "nodev", TRACEFS], capture_output=True, check=False)
+    yield
+    if mounted.returncode == 0:
+        subprocess.run(["umount", TRACEFS], check=True)
 
 
 @pytest.fixture

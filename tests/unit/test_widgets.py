@@ -277,8 +277,16 @@ def seconds(act: Callable[[], object]) -> float:
     return time.thread_time() - began
 
 
+def drawn(explorer: Explorer, packet: int) -> float:
+    """The same for the picture of a packet; the least of three, since a busy machine has a slower processor."""
+    times = []
+    for _ in range(3):
+        explorer.packet = 25
+        times.append(seconds(lambda: setattr(explorer, "packet", packet)))
+    return min(times)
+
+
 def test_a_million_hops_react_within_a_second(explorer: Explorer) -> None:
-    explorer.packet = 25
     recording = capture(82_000).recording()
     assert len(recording) > 1_000_000
     panel = recording.explore()
@@ -293,7 +301,7 @@ def test_a_million_hops_react_within_a_second(explorer: Explorer) -> None:
         "function": seconds(lambda: chosen(panel._rows["functions"], 2)),
         "drop": seconds(lambda: chosen(panel._rows["drops"], 2)),
         "snapshot": seconds(panel.snapshot),
-        "a packet of 64 hops": seconds(lambda: setattr(explorer, "packet", 1)),
+        "a packet of 64 hops": drawn(explorer, 1),
     }
     comparer = compare_widget(recording)
     took["comparer, first display"] = seconds(comparer._repr_mimebundle_)
