@@ -259,14 +259,14 @@ static __always_inline s64 packet_ifindex(const struct packet *p)
 {
 	u64 dev = sk_buff_device(p->skb);
 
-	return dev ? LOAD(u32, dev + net_device__ifindex) : PACKET_NO_VALUE;
+	return dev ? (s64)LOAD(u32, dev + net_device__ifindex) : PACKET_NO_VALUE;
 }
 
 static __always_inline s64 packet_hatype(const struct packet *p)
 {
 	u64 dev = sk_buff_device(p->skb);
 
-	return dev ? LOAD(u16, dev + net_device__type) : PACKET_NO_VALUE;
+	return dev ? (s64)LOAD(u16, dev + net_device__type) : PACKET_NO_VALUE;
 }
 
 static __always_inline s64 packet_mark(const struct packet *p)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
+import pytest
 from filter_packets import QUERY, WITNESSES, ethernet, ip, packets, prove
 from filter_programs import (
     ETHERNET_PROBE,
@@ -119,4 +120,24 @@ def test_what_the_kernel_knows_besides_the_bytes() -> None:
                 assert got & (ETHERNET_PROBE | ETHERNET_TC) == expected, name
     finally:
         os.sched_setaffinity(0, cpus)
+        unit.close()
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_what_has_no_device_has_no_number_of_one(cast: bool) -> None:
+    unit = compile_filters(
+        """
+        int run(struct __sk_buff *context)
+        {
+            struct sk_buff_view view = {.skb = (u64)0 - sk_buff__dev}; /* whose device is read at 0 */
+            struct packet packet = {.skb = &view};
+
+            return (packet_ifindex(&packet) == PACKET_NO_VALUE) << 1 | (packet_hatype(&packet) == PACKET_NO_VALUE);
+        }
+        """,
+        cast=cast,
+    )
+    try:
+        assert run(unit.load("run", SCHED_CLS), bytes(60)) == 3
+    finally:
         unit.close()
