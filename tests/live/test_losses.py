@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import threading
 import time
 
+import in_process
 import numpy as np
 import pytest
 
-from bpfpath_nb import Capture, Recording
-from bpfpath_nb.kernel import Kernel
+from bpfpath_nb import Capture
 from bpfpath_nb.lab import Lab
 from bpfpath_nb.lab.scene import Scene
 from bpfpath_nb.schema import EVENT_FLAGS
-from bpfpath_nb.tracer import attachment, session
+from bpfpath_nb.tracer import attachment
 from bpfpath_nb.tracer.probes import FREES
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.unit import TRACKED_PACKETS
@@ -103,18 +102,7 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_buffer_that_is_in_use_again_is_another_packet(lab: Lab) -> None:
     count = 4_000
     traffic = threading.Thread(target=blast, args=(lab, 7106, count))
-
-    def listen(seconds: float) -> str:
-        """Called when the probes are armed, again and again."""
-        if traffic.ident is None:
-            traffic.start()
-        traffic.join(seconds)
-        return "" if traffic.is_alive() else "stopped"
-
-    stream = io.BytesIO()
-    session.capture(Request(filter="udp port 7106", events_ring=1 << 25), Kernel.running(), stream, listen)
-    stream.seek(0)
-    recording = Recording.from_stream(stream)
+    recording = in_process.record(Request(filter="udp port 7106", events_ring=1 << 25), traffic)
 
     packets, events = recording.packets, recording.events
     assert len(packets) == count

@@ -5,15 +5,14 @@ The stock kernels of `tests/kernels` are real ones; here all ways are seen to re
 
 from __future__ import annotations
 
-import io
 import threading
 
+import in_process
 import pytest
 
 from bpfpath_nb import Recording
-from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.lab import Lab
-from bpfpath_nb.tracer import casts, session, unit
+from bpfpath_nb.tracer import casts, unit
 from bpfpath_nb.tracer.request import Request
 
 COUNT = 300
@@ -31,18 +30,7 @@ for n in range(int(sys.argv[1])):
 def record(lab: Lab) -> Recording:
     """The datagrams of `SEND`, by a tracer in this process."""
     traffic = threading.Thread(target=lab.run, args=("client", ["python3", "-c", SEND, str(COUNT)]))
-
-    def listen(seconds: float) -> str:
-        """Called when the probes are armed, again and again."""
-        if traffic.ident is None:
-            traffic.start()
-        traffic.join(seconds)
-        return "" if traffic.is_alive() else "stopped"
-
-    stream = io.BytesIO()
-    session.capture(Request(filter="udp port 7201"), Kernel.running(), stream, listen)
-    stream.seek(0)
-    return Recording.from_stream(stream)
+    return in_process.record(Request(filter="udp port 7201"), traffic)
 
 
 @pytest.mark.parametrize(("with_casts", "with_exchange"), [(False, True), (True, False), (False, False)])
