@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "live"))  # for the traffic and the tests that are the same there
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for what they share
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `relay`
 
 import relay

@@ -14,7 +14,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_losses import BLAST, SINK
 
 from bpfpath_nb import Capture, Recording, tracers
 from bpfpath_nb.kernel import LAYERS, Kernel, facts, fold
@@ -32,10 +32,6 @@ from bpfpath_nb.lab.scene import Scene
 from bpfpath_nb.schema import EVENT_FLAGS
 from bpfpath_nb.start import StartRecord
 from bpfpath_nb.tracer.syscall import program_ids
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "live"))  # for the traffic that is the same there
-
-from test_losses import BLAST, SINK
 
 RELEASE = os.uname().release
 VERSION = tuple(int(part) for part in re.findall(r"\d+", RELEASE)[:2])

@@ -6,22 +6,17 @@ One capture saw all of the traffic; the tests look at its parts.
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_merging import CUT_BY_DEVICE, datagrams, features, merge_datagrams
+from test_tcpdrop import tcpdrop, test_whatever_tcpdrop_prints_is_in_the_drops
 
 from bpfpath_nb import Capture, Recording
 from bpfpath_nb.lab import Lab
 from bpfpath_nb.lab.scene import Scene
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "live"))  # for the tests that are the same there
-
-from test_merging import CUT_BY_DEVICE, datagrams, features, merge_datagrams
-from test_tcpdrop import tcpdrop, test_whatever_tcpdrop_prints_is_in_the_drops
 
 __all__ = ["tcpdrop", "test_whatever_tcpdrop_prints_is_in_the_drops"]
 
