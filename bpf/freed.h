@@ -68,6 +68,7 @@ static __always_inline int was_read(u64 head)
 	struct state *state = state_map.lookup(&zero);
 	struct path *path;
 	u8 head_frag;
+	u32 packet;
 	u64 skb;
 
 	if (!state)
@@ -75,11 +76,13 @@ static __always_inline int was_read(u64 head)
 	path = path_at(state, head);
 	if (!path)
 		return 0;
+	packet = path->packet;
 	skb = path->skb;
 	if (read_pointer(skb, sk_buff__head) == head && read_pointer(skb, sk_buff__prev))
 		return 0;
 	head_frag = LOAD(u8, skb + sk_buff__head_frag);
-	if (!path_at(state, head))
+	path = path_at(state, head);
+	if (!path || path->packet != packet)
 		return 0;
 	/* The allocator will tell of the end of its own buffers, and not of those from pages. */
 	if (head_frag >> sk_buff__head_frag_SHIFT & 1)

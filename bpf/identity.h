@@ -139,7 +139,8 @@ static __always_inline u64 *former_head(u64 skb)
 /* The path of an sk_buff that was seen with another buffer just now. It goes on where nobody but it can: the
  * same sk_buff was the last one seen, and its addresses are the same, or a hook of netfilter may have
  * translated them. What a driver hands up was between two devices (veth gives what it hands to GRO a buffer of
- * its own). */
+ * its own). And it was not on its way to a socket, where it may have been read without a word: then the sk_buff
+ * is another packet's by now. */
 static __always_inline struct path *carry_on(struct state *state, u64 former, u64 skb, u64 head, u64 flow,
 					     u16 kind, u64 now)
 {
@@ -147,6 +148,8 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 	u32 parted;
 
 	if (!path || path->skb != skb || is_ignored(path) || now - path->seen > FRESH)
+		return 0;
+	if (path->kind & KIND_SOCKET)
 		return 0;
 	if (flow != path->flow && !(path->kind & KIND_HOOK))
 		return 0;

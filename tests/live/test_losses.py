@@ -203,10 +203,9 @@ def test_long_filters_load_with_all_of_our_programs(lab: Lab) -> None:
     assert cap.packets["dport"].tolist() == [7103]
 
 
-def test_buffers_from_pages_are_reused_and_packets_stay_apart(lab: Lab) -> None:
-    """What a TAP device hands up lies in page fragments, which go without a word: the next packet takes the place."""
-    script = """
+TAP = """
 import fcntl, os, socket, struct, subprocess, sys
+count, spread = map(int, sys.argv[1:])
 tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
 fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x1002))
 for command in ("addr add 10.9.0.1/24 dev tap0", "link set tap0 address 02:00:00:00:00:01 up"):
@@ -217,9 +216,10 @@ for port in (7110, 7111):
     readers[port] = socket.socket(type=socket.SOCK_DGRAM)
     readers[port].bind(("10.9.0.1", port))
     readers[port].settimeout(2)
+cpus = sorted(os.sched_getaffinity(0))
 print("ready", flush=True)
 sys.stdin.readline()
-for n in range(60):
+for n in range(count):
     port = 7110 + (n % 3 > 0)
     udp = struct.pack("!HHHH", 1111, port, 13, 0) + b"n%04d" % n
     ends = bytes((10, 9, 0, 2)), bytes((10, 9, 0, 1))
@@ -228,11 +228,24 @@ for n in range(60):
     total = (total & 0xFFFF) + (total >> 16)
     check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
     ip = head[:10] + struct.pack("!H", check) + head[12:]
+    os.sched_setaffinity(0, [cpus[-1] if spread and n % spread == 0 else cpus[0]])
     os.write(tap, bytes.fromhex("0200000000010200000000020800") + ip + udp)
+    os.sched_setaffinity(0, [cpus[0]])
     assert readers[port].recv(100) == b"n%04d" % n
 print("done", flush=True)
 """
-    sender = lab.popen("client", ["python3", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(("count", "spread"), [(60, 0), (6000, 7)])
+def test_buffers_from_pages_are_reused_and_packets_stay_apart(lab: Lab, count: int, spread: int) -> None:
+    """What a TAP device hands up lies in page fragments, which go without a word: the next packet takes the place.
+
+    What is written on one CPU and read on another is freed late, on the first one. Meanwhile the next packets lie
+    further on, and the sk_buff of one that was read comes with another buffer, as another packet.
+    """
+    sender = lab.popen(
+        "client", ["python3", "-c", TAP, str(count), str(spread)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert sender.stdin is not None
     assert sender.stdout is not None
     assert sender.stdout.readline() == "ready\n"
@@ -240,9 +253,10 @@ print("done", flush=True)
         sender.stdin.write("\n")
         sender.stdin.flush()
         assert sender.stdout.readline() == "done\n"
-    assert len(cap.packets) == 20
+    assert len(cap.packets) == count / 3
     assert (cap.packets["dport"] == 7110).all()
     assert cap.df["flow"].dropna().nunique() == 1
+    assert set(cap.packets["verdict"]) == {"delivered"}
 
 
 def test_a_copied_buffer_carries_the_number_on(lab: Lab) -> None:
