@@ -68,11 +68,9 @@ static __always_inline int close_call(struct state *state, u64 stack_pointer, u1
 	struct where where = {.func = func, .location = stack_pointer};
 	struct call *call = calls.lookup(&key);
 	struct path path = {};
-	u32 zero = 0;
-	u64 *armed = armed_map.lookup(&zero);
 	u64 skb;
 
-	if (!call || !armed || *armed == DISARMED)
+	if (!call || state->armed == DISARMED)
 		return 0;
 	skb = call->skb;
 	path.packet = call->packet;

@@ -17,8 +17,9 @@
  * leaves a gap where it is missing. Nothing can come between reading `lost` and the exchange: another event would have
  * moved the head, and there was room.
  *
- * There are as many rings as CPUs are online when the capture starts. One that comes later shares another's: that works,
- * with several writers the exchange is only slower, but to who counts by CPU the numbers of both have gaps.
+ * There are as many rings as the machine has CPUs when the capture starts, with those that are offline. One that is
+ * plugged in later shares another's: that works, with several writers the exchange is only slower, but to who counts by
+ * CPU the numbers of both have gaps.
  *
  * Kernels before 5.12 have no such exchange, and one ring of the kernel's.
  */
@@ -81,8 +82,8 @@ static __always_inline struct record *record_open(u64 *stamp)
 
 static __always_inline void record_close(struct record *record, u64 stamp)
 {
-#ifdef __TARGET_ARCH_x86
-	asm volatile("" ::: "memory"); /* whose stores others see in their order */
+#ifdef TOTAL_STORE_ORDER
+	asm volatile("" ::: "memory");
 	*(volatile u64 *)&record->stamp = stamp;
 #else
 	__sync_lock_test_and_set(&record->stamp, stamp);

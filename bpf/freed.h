@@ -8,12 +8,12 @@
  * lost its buffer before. Two sk_buffs that were allocated as a pair (fclone) are freed as one. */
 static __always_inline int freed(void *ctx, u64 address, struct where where)
 {
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
+	struct state *state = state_of_capture();
 	struct freer freer = {};
 	struct place place = {};
 	struct path *path;
 	struct path copy;
+	u64 now;
 	u64 skb = address;
 
 	if (!state || !state->tagged || !address)
@@ -21,10 +21,13 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 	freer.location = where.location;
 	path = path_at(state, address);
 	if (path) {
+		now = bpf_ktime_get_ns();
 		copy = *path;
 		if (path_take(state, address))
 			return 0; /* another CPU was faster */
 		find_freer(ctx, &freer);
+		if (freer.location == where.location)
+			find_far_freer(ctx, &freer);
 		skb = copy.skb;
 		forget_head(skb);
 		if (skb && freer.expanding && !is_ignored(&copy) && !moved.update(&skb, &copy)) {
@@ -41,6 +44,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 			if (!path)
 				return 0;
 		}
+		now = bpf_ktime_get_ns();
 		copy = *path;
 		if (moved.delete(&skb))
 			return 0;
@@ -52,8 +56,8 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 	where.location = freer.location;
 	place.netns = copy.netns;
 	if (namespace_wanted(&place))
-		send_event(state, &copy, bpf_ktime_get_ns(), skb, &where,
-			   EVENT_END | (copy.parted ? 0 : EVENT_LAST));
+		send_event(state, &copy, now, skb, &where, EVENT_END | (copy.parted ? 0 : EVENT_LAST));
+	note_time(state, now);
 	return 0;
 }
 #endif
@@ -64,8 +68,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
  * now. Run by the tracer, for a buffer it found in skb_map. */
 static __always_inline int was_read(u64 head)
 {
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
+	struct state *state = state_of_capture();
 	struct path *path;
 	u8 head_frag;
 	u32 packet;

@@ -86,11 +86,9 @@ static __always_inline void note_tcp_drop(const struct path *path, struct where 
 #endif
 
 /* 1 where a call was opened: the function's return is of interest. */
-static __always_inline int hop(void *tc, u64 skb, struct where where)
+static __always_inline int hop(struct state *state, void *tc, u64 skb, struct where where)
 {
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
-	u64 *armed = armed_map.lookup(&zero);
+	u64 armed = state->armed;
 	struct sk_buff_view view;
 	struct packet packet = {}; /* or clang moves about what was never written, which verifiers refuse */
 	struct place place;
@@ -100,16 +98,17 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	u32 pid, translated, entry, asked, former_netns, last = 0, mark = 0;
 	u16 flags = 0;
 	struct header header = {};
+	struct freer freer = {};
 	int opened = 0;
 
-	if (!state || !armed || *armed == DISARMED || !skb)
+	if (armed == DISARMED || !skb)
 		return 0;
-	if (*armed == CALIBRATING) {
+	if (armed == CALIBRATING) {
 		mark = tc ? ((struct __sk_buff *)tc)->mark : 0;
 		if (mark != MARK_REFUSED && mark != MARK_TAKEN)
 			return 0;
 	}
-	entry = where.kind & KIND_ENTRY && (*armed == ARMED || *armed == CALIBRATING);
+	entry = where.kind & KIND_ENTRY && armed != CLOSING;
 	if (!entry && !state->tagged)
 		return 0;
 	head = read_pointer(skb, sk_buff__head);
@@ -224,6 +223,10 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 	if (where.kind & KIND_RELEASE)
 		note_tcp_drop(path, &where);
 #endif
+	if (where.freed) {
+		find_freer(where.ctx, &freer);
+		where.location = freer.location;
+	}
 	note_source(path, &view, &header, where.kind, now);
 	if (BITS(&view, sk_buff__cloned))
 		flags |= EVENT_CLONE;
@@ -264,6 +267,7 @@ static __always_inline int hop(void *tc, u64 skb, struct where where)
 		forget_moved(state, skb);
 	if (last)
 		path_remove(state, head);
+	note_time(state, now);
 	return opened;
 end:
 	if (where.kind & KIND_END && !sk_buff_view(&view, skb) && is_last(&view))

@@ -199,24 +199,41 @@ struct freer {
 	u64 expanding; /* pskb_expand_head() does: the packet goes on */
 };
 
-static __always_inline void find_freer(void *ctx, struct freer *freer)
+/* Each frame costs the kernel a search, and the first few tell, most of the time: behind the tracepoint's own and the
+ * allocator's, or at once behind skb_release_data(). */
+#define NEAR_FRAMES 8
+
+static __always_inline void freer_among(const u64 *frames, int count, struct freer *freer)
 {
 #ifdef SKBUFF_START
-	u64 stack[STACK_DEPTH] = {};
 	int inside = 0;
 
-	if (bpf_get_stack(ctx, stack, sizeof(stack), 0) < 0)
-		return;
 #pragma unroll
-	for (int i = 0; i < STACK_DEPTH; i++) {
-		if (stack[i] - EXPAND_HEAD_START < EXPAND_HEAD_SIZE)
+	for (int i = 0; i < count; i++) {
+		if (frames[i] - EXPAND_HEAD_START < EXPAND_HEAD_SIZE)
 			freer->expanding = 1;
-		if (stack[i] - SKBUFF_START < SKBUFF_SIZE) {
+		if (frames[i] - SKBUFF_START < SKBUFF_SIZE) {
 			inside = 1;
-		} else if (inside == 1 && stack[i]) {
-			freer->location = stack[i];
-			inside = 2;
+		} else if (inside && frames[i]) {
+			freer->location = frames[i];
+			return;
 		}
 	}
 #endif
+}
+
+static __always_inline void find_freer(void *ctx, struct freer *freer)
+{
+	u64 near[NEAR_FRAMES] = {};
+
+	if (bpf_get_stack(ctx, near, sizeof(near), 0) > 0)
+		freer_among(near, NEAR_FRAMES, freer);
+}
+
+static __always_inline void find_far_freer(void *ctx, struct freer *freer)
+{
+	u64 frames[STACK_DEPTH] = {};
+
+	if (bpf_get_stack(ctx, frames, sizeof(frames), 0) > 0)
+		freer_among(frames, STACK_DEPTH, freer);
 }

@@ -44,7 +44,7 @@ BPF_TABLE("lru_hash", u64, struct held, held, 4096);
 int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
+	struct state *state = state_of_capture();
 	struct handed_over *over = handed_over.lookup(&zero);
 	struct sk_buff_view view;
 	struct header header = {};
@@ -96,7 +96,7 @@ int merging_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 zero = 0;
 	u32 result = ctx->args[0];
-	struct state *state = state_map.lookup(&zero);
+	struct state *state = state_of_capture();
 	struct handed_over *over = handed_over.lookup(&zero);
 	struct where where = {.func = FUNC_skb_gro_receive};
 	struct place place = {};

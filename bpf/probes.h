@@ -43,11 +43,13 @@ static __always_inline u64 cookie_of_load(void)
 int tc(struct __sk_buff *ctx)
 {
 	u64 cookie = cookie_of_load();
+	struct state *state = state_of_capture();
 	struct where where = WHERE(COOKIE_FUNC(cookie), KIND_ENTRY | KIND_DEVICE, 0, 0);
 
 	where.rank = COOKIE_RANK(cookie);
 	where.untold = 1;
-	hop(ctx, (u64)ctx, where);
+	if (state)
+		hop(state, ctx, (u64)ctx, where);
 	return TC_PASS;
 }
 #endif
@@ -58,9 +60,10 @@ int tc(struct __sk_buff *ctx)
 int netfilter(u64 *ctx)
 {
 	u32 hook = read_u32(ctx[0], nf_hook_state__hook) & 0xff;
+	struct state *state = state_of_capture();
 	u16 kind = KIND_HOOK;
 
-	if (hook >= 5)
+	if (!state || hook >= 5)
 		return 1;
 	if (NETFILTER_ENTRIES >> hook & 1)
 		kind |= KIND_ENTRY;
@@ -72,7 +75,7 @@ int netfilter(u64 *ctx)
 
 	where.rank = hook == 3 ? RANK_NEW : 0;
 	where.untold = 1;
-	hop(0, ctx[1], where);
+	hop(state, 0, ctx[1], where);
 	return 1; /* NF_ACCEPT */
 }
 #endif
@@ -110,47 +113,35 @@ static __always_inline int is_drop_reason(u32 reason)
 	return 1;
 }
 
-/* Before 6.3 consume_skb does not tell who called it, and skb_release_data() never does; the stack does. */
-static __always_inline u64 consumer(void *ctx, u64 skb)
-{
-	u64 head = read_pointer(skb, sk_buff__head);
-	struct freer freer = {};
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
-
-	if (head && state && path_at(state, head))
-		find_freer(ctx, &freer);
-	return freer.location;
-}
-
 /* Nothing is followed, and this is no place where it begins. */
-static __always_inline int is_idle(u64 cookie)
+static __always_inline int is_idle(const struct state *state, u64 cookie)
 {
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
-
-	return !state || (!state->tagged && !(COOKIE_KIND(cookie) & KIND_ENTRY));
+	return !state->tagged && !(COOKIE_KIND(cookie) & KIND_ENTRY);
 }
 
 static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 {
-	if (is_idle(cookie))
+	struct state *state = state_of_capture();
+
+	if (!state || is_idle(state, cookie))
 		return 0;
 	u16 kind = COOKIE_KIND(cookie);
 	u64 skb = kind & KIND_NEIGHBOUR ? queued_at_neighbour(ctx) : argument(ctx, COOKIE_SKB(cookie));
 	struct where where = WHERE(COOKIE_FUNC(cookie), kind, argument(ctx, COOKIE_LOCATION(cookie)),
 				   argument(ctx, COOKIE_REASON(cookie)));
 
+	where.ctx = ctx;
 	where.rank = COOKIE_RANK(cookie);
 	if (COOKIE_DROP(cookie) && is_drop_reason(where.reason)) {
 		where.socket = argument(ctx, COOKIE_SOCKET(cookie));
-		where.drop = ctx;
+		where.drop = 1;
 	}
 #ifdef CONSUMED_UNTOLD
+	/* consume_skb of kernels before 6.3 */
 	if (kind & KIND_END && COOKIE_LOCATION(cookie) == NO_ARGUMENT)
-		where.location = consumer(ctx, skb);
+		where.freed = 1;
 #endif
-	return hop(0, skb, where);
+	return hop(state, 0, skb, where);
 }
 
 int tracepoint(struct bpf_raw_tracepoint_args *ctx)
@@ -184,13 +175,11 @@ BPF_HASH(kprobe_cookies, u64, u64, 16384); /* by the address of the breakpoint *
 #ifdef SEARCH_REGISTERS
 /* A module's function on a kernel whose modules have no BTF: nothing tells which argument the packet is. It is
  * the one whose buffer is followed. */
-static __always_inline u64 followed_argument(u64 *ctx)
+static __always_inline u64 followed_argument(struct state *state, u64 *ctx)
 {
 	const u32 places[] = {REGISTER_0, REGISTER_1, REGISTER_2, REGISTER_3, REGISTER_4};
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
 
-	if (!state || !state->tagged)
+	if (!state->tagged)
 		return 0;
 #pragma unroll
 	for (int i = 0; i < 5; i++) {
@@ -245,7 +234,7 @@ static __always_inline u64 register_at(u64 *ctx, u32 place)
 	return value;
 }
 
-static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
+static __always_inline int kprobe_hop(struct state *state, u64 *ctx, u64 cookie)
 {
 	u32 number = COOKIE_SKB(cookie);
 	u64 skb;
@@ -262,7 +251,7 @@ static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 		skb = register_at(ctx, REGISTER_4);
 #ifdef SEARCH_REGISTERS
 	if (number == NO_ARGUMENT)
-		skb = followed_argument(ctx);
+		skb = followed_argument(state, ctx);
 #endif
 	struct where where = WHERE(COOKIE_FUNC(cookie), COOKIE_KIND(cookie), 0, 0);
 
@@ -271,54 +260,54 @@ static __always_inline int kprobe_hop(u64 *ctx, u64 cookie)
 	if (COOKIE_SOCKET(cookie) == 0)
 		where.socket = ctx[REGISTER_0 / 8];
 #endif
+	where.ctx = ctx;
 	where.rank = COOKIE_RANK(cookie);
 	if (where.kind & KIND_RELEASE) {
-		where.location = consumer(ctx, skb);
+		where.freed = 1;
 #ifdef FUNC_tcp_drop
-		where.drop = ctx;
+		where.drop = 1;
 #endif
 	}
 #ifdef HAVE_RETURNS
 	else /* A packet's end has no duration. */
 		where.call = where.location = ctx[REGISTER_SP / 8];
 #endif
-	return hop(0, skb, where);
+	return hop(state, 0, skb, where);
 }
 
 int kprobe(u64 *ctx)
 {
-#ifdef HAVE_RETURNS
 	u64 cookie = kprobe_cookie(ctx);
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
+	struct state *state = state_of_capture();
 
-	if (state)
-		forget_call(state, ctx[REGISTER_SP / 8], COOKIE_FUNC(cookie));
-#else
-	u64 cookie = kprobe_cookie(ctx);
+	if (!state)
+		return 0;
+#ifdef HAVE_RETURNS
+	forget_call(state, ctx[REGISTER_SP / 8], COOKIE_FUNC(cookie));
 #endif
 	if (cookie)
-		kprobe_hop(ctx, cookie);
+		kprobe_hop(state, ctx, cookie);
 	return 0;
 }
 
 /* The same where no packet begins: most functions, which most of the time nobody's packets pass. */
 int kprobe_passing(u64 *ctx)
 {
-	if (is_idle(0))
+	struct state *state = state_of_capture();
+
+	if (!state || is_idle(state, 0))
 		return 0;
 	u64 cookie = kprobe_cookie(ctx);
 
 	if (cookie)
-		kprobe_hop(ctx, cookie & ~((u64)KIND_ENTRY << 16));
+		kprobe_hop(state, ctx, cookie & ~((u64)KIND_ENTRY << 16));
 	return 0;
 }
 
 #ifdef HAVE_RETURNS
 int kprobe_return(u64 *ctx)
 {
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
+	struct state *state = state_of_capture();
 
 	if (state && has_open_calls(state))
 		close_call(state, ctx[REGISTER_SP / 8] - RETURN_POPS, COOKIE_FUNC(return_cookie(ctx)));
@@ -330,8 +319,7 @@ int kprobe_return(u64 *ctx)
  * stack began below this one's is over. */
 int kprobe_session(u64 *ctx)
 {
-	u32 zero = 0;
-	struct state *state = state_map.lookup(&zero);
+	struct state *state = state_of_capture();
 	u64 cookie = return_cookie(ctx);
 	u64 stack_pointer = ctx[REGISTER_SP / 8];
 
@@ -339,7 +327,7 @@ int kprobe_session(u64 *ctx)
 		return 1;
 	if (has_open_calls(state) && close_call(state, stack_pointer - RETURN_POPS, COOKIE_FUNC(cookie)))
 		return 0;
-	return !kprobe_hop(ctx, cookie);
+	return !kprobe_hop(state, ctx, cookie);
 }
 #endif
 #endif

@@ -79,10 +79,9 @@ struct facts {
 #define MARK_REFUSED 0x5B1D74C6u /* as the filter says */
 #define MARK_TAKEN   0x5B1D74C7u
 
-BPF_ARRAY(armed_map, u64, 1);
-
-/* The capture as a whole. */
+/* The capture as a whole. Each program looks here once, and first. User space maps it. */
 struct state {
+	u64 armed;
 	u64 tagged;  /* packets in skb_map and moved: nothing tagged, nothing paid */
 	u64 moved;   /* of these, those in `moved` */
 	u64 crowded; /* and those that found their place taken (skb_map.h) */
@@ -96,15 +95,27 @@ struct state {
 	u64 unseen;	 /* packets whose end nobody saw: their buffer was in use again */
 	u64 events_lost; /* where the CPU's ring does not count them (cpu_rings.h) */
 	u64 facts_lost;
+	u64 timed; /* hops whose time was taken (note_time) */
+	u64 spent; /* that these took, in ns */
 };
 
-BPF_ARRAY(state_map, struct state, 1);
+BPF_F_TABLE("array", u32, struct state, state_map, 1, MAPPED);
+
+static __always_inline struct state *state_of_capture(void)
+{
+	u32 zero = 0;
+
+	return state_map.lookup(&zero);
+}
 
 BPF_RINGBUF_OUTPUT(facts_ring, FACTS_PAGES);
 
 /* The tracer reads all rings by itself, every few milliseconds; waking it for each record would cost more
  * than the record. */
 #define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP */
+
+/* TOTAL_STORE_ORDER is defined where CPUs see each other's stores in their order, and load in theirs: on x86. Elsewhere
+ * an exchange or another atomic that returns the old value orders what stands before and behind it. */
 
 /* Counter that several CPUs, and interrupts on one of them, may raise at once. Kernels before 5.12 have no
  * atomic that returns the old value. */
@@ -119,6 +130,23 @@ BPF_RINGBUF_OUTPUT(facts_ring, FACTS_PAGES);
 	})
 #endif
 #define COUNT(counter) __sync_fetch_and_add(counter, 1)
+
+/* What a hop costs, where it is: of 64 one is timed, chosen by its time. What took that long was interrupted. */
+#define TIMED_BITS    6
+#define LONGEST_TIMED 65536 /* ns */
+
+static __always_inline void note_time(struct state *state, u64 begun)
+{
+	u64 took;
+
+	if ((u32)begun * 0x9E3779B1u >> (32 - TIMED_BITS))
+		return;
+	took = bpf_ktime_get_ns() - begun;
+	if (took >= LONGEST_TIMED)
+		return;
+	COUNT(&state->timed);
+	__sync_fetch_and_add(&state->spent, took);
+}
 
 /* What the kernel answers. */
 #define ENOENT 2

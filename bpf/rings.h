@@ -74,7 +74,9 @@ struct where {
 	u64 location;
 	u64 socket; /* that gave the packet up, where the kernel tells */
 	u64 call;   /* where the function's return is traced: the stack pointer at its entry, else 0 */
-	void *drop; /* the probe's context where this end is a drop, else 0 */
+	void *ctx;  /* the probe's, which leads to the stack */
+	u16 drop;   /* this end is a drop */
+	u16 freed;  /* and only the stack tells who freed the packet */
 };
 
 /* The state of the TCP socket that a packet belongs to. What stands for a connection that is being made or
@@ -119,7 +121,7 @@ static __always_inline void send_drop(struct state *state, const struct path *pa
 	}
 	head_facts(facts, FACTS_DROP, path->packet, now);
 	facts->link = path->protocol == 6 ? tcp_state(socket) : 0;
-	bpf_get_stack(where->drop, facts->headers, sizeof(facts->headers), 0);
+	bpf_get_stack(where->ctx, facts->headers, sizeof(facts->headers), 0);
 	facts_ring.ringbuf_submit(facts, NO_WAKEUP);
 }
 

@@ -67,6 +67,18 @@ static __always_inline struct slot *slot_of(u64 head)
 }
 #endif
 
+#ifdef HAVE_FETCH_ADD
+/* Read before the path is. */
+static __always_inline u64 head_of(struct slot *slot)
+{
+#ifdef TOTAL_STORE_ORDER
+	return *(volatile u64 *)&slot->head;
+#else
+	return __sync_fetch_and_add(&slot->head, 0);
+#endif
+}
+#endif
+
 static __always_inline struct path *path_at(const struct state *state, u64 head)
 {
 #ifdef HAVE_FETCH_ADD
@@ -75,7 +87,7 @@ static __always_inline struct path *path_at(const struct state *state, u64 head)
 	if (head <= BUSY)
 		return 0;
 	slot = slot_of(head);
-	if (slot && slot->head == head)
+	if (slot && head_of(slot) == head)
 		return &slot->path;
 	if (!state->crowded)
 		return 0;

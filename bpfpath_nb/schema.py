@@ -220,6 +220,8 @@ COUNTERS: Final = {
     "ends_unseen": "packets whose end was not seen, though their buffer was in use again",
     "packets": "packets that got a number",
     "events": "events written",
+    "hops_timed": "hops whose own cost was measured while they were recorded, about one in 64",
+    "hops_time": "ns that these cost",
 }
 
 BROKEN_OFF: Final = "broken off"
@@ -406,7 +408,13 @@ QUALITY: Final = (
     Column(
         "cost_refused", "float", "what a packet costs that the filter refuses, at each place where it is asked", "ns"
     ),
-    Column("cost_packet", "float", "what a packet that is followed costs, by its mean number of hops", "ns"),
+    Column(
+        "cost_packet",
+        "float",
+        "what a packet that is followed costs: its mean number of hops, at the mean cost of those that were timed "
+        "while they were recorded, or at `cost_hop` where none was",
+        "ns",
+    ),
     Column("ladder", "str", "how the probes were attached"),
     Column("end", "str", "why the capture ended; empty while it runs, or where the tracer died"),
 )

@@ -64,6 +64,8 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     met = {function.name for function, count in zip(events.start.functions, counts.tolist(), strict=True) if count}
     refused = [entry for entry in events.start.refused if entry.instead or entry.name not in met]
     untraced = {entry.name for entry in refused if not entry.instead}
+    timed = events.counters.get("hops_timed", 0)
+    cost_hop = events.counters.get("hops_time", 0) / timed if timed else cost.get("hop", np.nan)
     values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     values |= {
         "packets_sampled_out": events.counters.get("packets_sampled_out", 0),
@@ -81,7 +83,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
         ),
         "cost_hop": cost.get("hop", np.nan),
         "cost_refused": cost.get("refused", np.nan),
-        "cost_packet": cost.get("hop", np.nan) * len(events) / max(1, len(packets)),
+        "cost_packet": cost_hop * len(events) / max(1, len(packets)),
         "ladder": events.start.ladder,
         "end": printable(str(events.end.get("reason", ""))) if events.end else "",
     }

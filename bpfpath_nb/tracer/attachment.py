@@ -156,6 +156,7 @@ class Attachment:
             self.events = EventRing(self._program, request.events_ring)
         self._undo.callback(self.events.close)
         self.counters = Counters(self._program, self.events)
+        self._undo.callback(self.counters.close)
         self.facts = Ring(self._program.map("facts_ring").map_fd, request.facts_ring, FACTS_DTYPE)
         self._undo.callback(self.facts.close)
         if request.namespaces is not None:

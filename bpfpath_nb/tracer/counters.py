@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import struct
+import mmap
 from collections.abc import Iterable
 from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
 
 from bpfpath_nb.tracer.cpu_rings import CpuRings
 from bpfpath_nb.tracer.ring import EventRing
@@ -14,6 +17,7 @@ from bpfpath_nb.tracer.toolchain import Program
 # bpf/records.h
 DISARMED, ARMED, CLOSING, CALIBRATING = 0, 1, 2, 3
 STATE = (
+    "armed",
     "tagged",
     "moved",
     "crowded",
@@ -27,6 +31,8 @@ STATE = (
     "unseen",
     "events_lost",
     "facts_lost",
+    "timed",
+    "spent",
 )
 
 
@@ -44,17 +50,16 @@ class Counters:
     def __init__(self, program: Program, events: CpuRings | EventRing) -> None:
         self._events = events
         self._program = program
-        self._state = program.map("state_map")
-        self._armed = program.map("armed_map")
+        self._memory = mmap.mmap(program.map("state_map").map_fd, mmap.PAGESIZE)
+        self._state: npt.NDArray[np.uint64] = np.frombuffer(self._memory, "u8", len(STATE))
 
     def state(self) -> dict[str, int]:
         """The fields of `struct state`."""
-        value = bytes(self._state[0])
-        return dict(zip(STATE, struct.unpack(f"={len(STATE)}Q", value), strict=True))
+        return dict(zip(STATE, self._state.tolist(), strict=True))
 
     def arm(self, armed: int) -> None:
         """Let the probes record (`ARMED`), only what is followed already (`CLOSING`), or nothing (`DISARMED`)."""
-        self._armed[0] = self._armed.Leaf(armed)
+        self._state[STATE.index("armed")] = armed
 
     def read(self, descriptors: Iterable[int], *, final: bool = False) -> dict[str, int]:
         """The counters of `schema.COUNTERS`; calls whose return may still come are lost at the end only."""
@@ -74,9 +79,17 @@ class Counters:
             "returns_lost": state["opened"] - state["closed"] if final else state["forgotten"],
             "packets_sampled_out": state["sampled_out"],
             "ends_unseen": state["unseen"],
+            "hops_timed": state["timed"],
+            "hops_time": state["spent"],
         }
 
     def reset(self) -> None:
-        """Begin anew: no packet, no event, no loss."""
-        self._state.clear()
+        """Begin anew: disarmed, no packet, no event, no loss."""
+        self._state[:] = 0
         self._events.reset()
+
+    def close(self) -> None:
+        """Unmap."""
+        self._state = np.zeros(len(STATE), "u8")
+        with suppress(BufferError):  # somebody holds a part of it; it goes with that
+            self._memory.close()

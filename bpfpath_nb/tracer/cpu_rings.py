@@ -17,7 +17,7 @@ from bpfpath_nb.schema import EVENT_DTYPE
 from bpfpath_nb.tracer.ring import LONGEST_RUN
 from bpfpath_nb.tracer.toolchain import Program
 
-ONLINE = Path("/sys/devices/system/cpu/online")
+PRESENT = Path("/sys/devices/system/cpu/present")
 ENOUGH, TIMES = 1 << 21, 4
 """On a machine with many CPUs an equal share would be short for the few that receive. So each has so many bytes, as
 long as all together have no more than so many times what was asked for."""
@@ -28,11 +28,11 @@ NOTHING = np.empty(0, EVENT_DTYPE)
 
 
 def cpus() -> int:
-    """Numbers of CPUs, up to the last that is online; from the kernel's list of ranges (``0-3,8-11``).
+    """Numbers of CPUs, up to the last that the machine has; from the kernel's list of ranges (``0-3,8-11``).
 
-    A virtual machine may have a hundred more that could come, and memory for them is not to be spent.
+    A virtual machine may have room for a hundred more, and memory for them is not to be spent.
     """
-    return 1 + int(ONLINE.read_text().strip().split(",")[-1].split("-")[-1])
+    return 1 + int(PRESENT.read_text().strip().split(",")[-1].split("-")[-1])
 
 
 def records_bits(size: int, cpus: int) -> int:

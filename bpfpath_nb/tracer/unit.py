@@ -31,6 +31,11 @@ def check_release(release: str) -> None:
         )
 
 
+def has_total_store_order() -> bool:
+    """Whether CPUs see each other's stores in their order (bpf/records.h)."""
+    return platform.machine() == "x86_64"
+
+
 def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tuple[str, probes.Plan]:
     """The C of a capture, and the plan that it follows.
 
@@ -54,6 +59,8 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
     macros |= casts.macros(kernel.btf)
     if has_fetch_add():
         macros |= {"HAVE_FETCH_ADD": 1, **cpu_rings.macros(request.events_ring)}
+    if has_total_store_order():
+        macros["TOTAL_STORE_ORDER"] = 1
     if request.packets is not None:
         macros["PACKETS_LIMIT"] = request.packets
     if request.namespaces is not None:

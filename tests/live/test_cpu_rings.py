@@ -16,6 +16,7 @@ from bpfpath_nb.tracer.cpu_rings import CpuRings
 from bpfpath_nb.tracer.followed import MMAPABLE
 from bpfpath_nb.tracer.syscall import PROG_TEST_RUN, bpf
 from bpfpath_nb.tracer.toolchain import SCHED_CLS, Program
+from bpfpath_nb.tracer.unit import has_total_store_order
 
 BITS = 5
 SIZE = 1 << BITS
@@ -42,6 +43,8 @@ class Writer:
     def __init__(self) -> None:
         macros = {"HAVE_FETCH_ADD": 1, "MAPPED": MMAPABLE, "FACTS_PAGES": 1}
         macros |= {"CPUS": cpu_rings.cpus(), "RECORDS_BITS": BITS}
+        if has_total_store_order():
+            macros["TOTAL_STORE_ORDER"] = 1
         text = "".join(f"#define {name} {value}\n" for name, value in macros.items())
         for name in ("records.h", "cpu_rings.h"):
             text += (source.folder() / name).read_text()

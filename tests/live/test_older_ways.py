@@ -1,4 +1,5 @@
 """What kernels before 6.2 and 5.12 have in the place of casts, and of rings and places of our own, on this kernel.
+And what processors do that put their stores in another order.
 
 The stock kernels of `tests/kernels` are real ones; here all ways are seen to record the same of the same traffic.
 """
@@ -33,15 +34,20 @@ def record(lab: Lab) -> Recording:
     return in_process.record(Request(filter="udp port 7201"), traffic)
 
 
-@pytest.mark.parametrize(("with_casts", "with_exchange"), [(False, True), (True, False), (False, False)])
+@pytest.mark.parametrize(
+    ("with_casts", "with_exchange", "in_order"),
+    [(False, True, True), (True, False, True), (False, False, True), (True, True, False)],
+)
 def test_older_ways_record_the_same(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, with_casts: bool, with_exchange: bool
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, with_casts: bool, with_exchange: bool, in_order: bool
 ) -> None:
     newest = record(lab)
     if not with_casts:
         monkeypatch.setattr(casts, "macros", lambda types: {})
     if not with_exchange:
         monkeypatch.setattr(unit, "has_fetch_add", lambda: False)
+    if not in_order:
+        monkeypatch.setattr(unit, "has_total_store_order", lambda: False)
     older = record(lab)
 
     for recording in (newest, older):
