@@ -25,12 +25,22 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 		copy = *path;
 		if (path_take(state, address))
 			return 0; /* another CPU was faster */
+#ifdef SKBUFF_START
+		/* Buffers are freed in net/core/skbuff.c. This was in a page that had gone without a word, and is
+		 * something else's by now. */
+		if (where.location - SKBUFF_START >= SKBUFF_SIZE) {
+			if (!is_ignored(&copy))
+				send_unseen(state, &copy, now);
+			__sync_fetch_and_add(&state->tagged, -1);
+			return 0;
+		}
+#endif
 		find_freer(ctx, &freer);
 		if (freer.location == where.location)
 			find_far_freer(ctx, &freer);
 		skb = copy.skb;
 		forget_head(skb);
-		if (skb && freer.expanding && !is_ignored(&copy) && !moved.update(&skb, &copy)) {
+		if (skb && freer.expanding && !moved.update(&skb, &copy)) {
 			COUNT(&state->moved);
 			return 0;
 		}

@@ -115,8 +115,6 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 	if (!head)
 		return 0;
 	path = state->tagged ? path_of(state, skb, head) : 0;
-	if (path && is_ignored(path))
-		goto end;
 	if (!path && state->tagged && !(where.kind & KIND_BIRTH))
 		former = former_head(skb);
 	if (!path && !former && (!entry || (where.kind & KIND_AGAIN && was_refused(head, where.rank))))
@@ -125,14 +123,9 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		now = bpf_ktime_get_ns();
 	if (sk_buff_view(&view, skb))
 		return 0;
-	if (path && where.kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) &&
-	    BITS(&view, sk_buff__head_frag)) {
-		send_unseen(state, path, now);
-		path_remove(state, head);
-		path = 0;
-	}
-	if (path && is_reused(path, &view, where.rank, now)) {
-		send_unseen(state, path, now);
+	if (path && (is_handed_up_anew(path, &view, where.kind) || is_reused(path, &view, where.rank, now))) {
+		if (!is_ignored(path))
+			send_unseen(state, path, now);
 		path_remove(state, head);
 		path = 0;
 	}
@@ -154,6 +147,8 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		if (!now)
 			now = bpf_ktime_get_ns();
 	}
+	if (path && is_ignored(path))
+		goto pass;
 	if (!header.addresses)
 		flow = flow_of(&view, &header);
 	dev = sk_buff_device(&view);
@@ -165,10 +160,12 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 	}
 	if (asked) {
 		path = enter(state, &view, &place, now, mark == MARK_TAKEN);
-		if (!path || is_ignored(path))
+		if (!path)
 			return 0;
 		path->flow = flow;
 		path->skb = 0;
+		if (is_ignored(path))
+			goto pass;
 		path->link = packet.link;
 		path->entered = entered_at(&where, &place);
 		path->parent = parent_of(&view, &header, flow, where.kind, path->entered, now);
@@ -198,9 +195,7 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 	 * keeps to send again did not move while its clone travelled. */
 	if (!place.netns && path->skb == skb)
 		place.netns = path->netns;
-	path->seen = now;
 	path->func = where.func;
-	path->kind = where.kind;
 	path->dev = dev;
 	path->protocol = header.protocol;
 	former_netns = path->netns;
@@ -238,10 +233,6 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		/* The last end, of which no place is known, is wanted where the packet was. */
 		if (last && !place.netns)
 			place.netns = former_netns;
-		forget_head(skb);
-	} else if (path->skb != skb) {
-		path->skb = skb;
-		remember_head(skb, head);
 	}
 	if (namespace_wanted(&place)) {
 		send_event(state, path, now, skb, &where, flags);
@@ -251,6 +242,17 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		if (where.call)
 			opened = open_call(state, path, skb, &where);
 #endif
+	}
+	note_time(state, now);
+pass: /* What was sampled out is followed all the same, or else it would be asked about again. */
+	path->seen = now;
+	path->kind = where.kind;
+	if (where.kind & KIND_END) {
+		last = is_last(&view);
+		forget_head(skb);
+	} else if (path->skb != skb) {
+		path->skb = skb;
+		remember_head(skb, head);
 	}
 	if (where.kind & KIND_EXPAND) {
 		/* Nobody else holds the first buffer, so that it is freed there, without a word. */
@@ -267,10 +269,5 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		forget_moved(state, skb);
 	if (last)
 		path_remove(state, head);
-	note_time(state, now);
 	return opened;
-end:
-	if (where.kind & KIND_END && !sk_buff_view(&view, skb) && is_last(&view))
-		path_remove(state, head);
-	return 0;
 }

@@ -147,7 +147,7 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 	struct path *path = path_at(state, former);
 	u32 parted;
 
-	if (!path || path->skb != skb || is_ignored(path) || now - path->seen > FRESH)
+	if (!path || path->skb != skb || now - path->seen > FRESH)
 		return 0;
 	if (path->kind & KIND_SOCKET)
 		return 0;
@@ -168,6 +168,13 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 	path->dev = 0;
 	COUNT(&state->tagged);
 	return path_at(state, head);
+}
+
+/* A driver hands a packet up in pages, and the buffer's packet was not between two devices just before. */
+static __always_inline int is_handed_up_anew(const struct path *path, const struct sk_buff_view *view,
+					     u16 kind)
+{
+	return kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) && BITS(view, sk_buff__head_frag);
 }
 
 /* Whether a buffer that is followed is another packet's by now. An sk_buff that shares its buffer, or ever did, says

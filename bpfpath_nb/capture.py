@@ -82,7 +82,7 @@ class Capture(RecordingViews):
         Where to trace: ``"local"``, or another host as ``"ssh://user@host"``.
     functions : str or list of str
         Which functions to trace: ``"default"``, ``"all"``, ``"drops"``, a list of names, a regular expression,
-        or a file with a name a line.
+        or a file with a name a line. Besides, what tells packets from each other and of their ends is always traced.
     namespaces : list of str or int, optional
         Only in these network namespaces: names as of ``ip netns``, ``"host"``, paths, or inode numbers. By
         default in all, also those that come into being meanwhile.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bpfpath_nb.kernel import SETS, Kernel, Selection, select, select_tracepoints
+from bpfpath_nb.kernel.catalogue import Catalogue
 from bpfpath_nb.kernel.sets import Request as Wish
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.tc import DIRECTIONS
@@ -270,14 +271,19 @@ def _plan_tracepoints(made: Plan, request: Request, kernel: Kernel) -> None:
     hooks = HOOKS if "nf_hook_state__hook" in kernel.macros and "bpf_nf_ctx__skb" in kernel.macros else ()
     available = {**kernel.tracepoints, **dict.fromkeys(hooks, 0)}
     chosen = select_tracepoints(_wish(request), available, catalogue, known=kernel.functions, files=False)
-    if any(hook in chosen.probes for hook in hooks):
+    probed = dict(chosen.probes)
+    if request.functions != "drops":
+        # Whatever was asked for: what tells of a packet's end, and whose a buffer is.
+        steady = (*ENDS, *STEADY, *(name for name in available if _tells_apart(name, catalogue)))
+        probed |= {name: available[name] for name in steady if name in available}
+    if any(hook in probed for hook in hooks):
         made.macros["FUNC_netfilter"] = len(made.probes)
         made.macros["NETFILTER_ENTRIES"] = 0
         for number, name in enumerate(hooks):
             entry = _is_entry(request, catalogue.tracepoints[name].entry)
             made.macros["NETFILTER_ENTRIES"] |= entry << number
             made.probes.append(Probe(name, catalogue.layer_of(name), "netfilter", name))
-    for name, position in chosen.probes.items():
+    for name, position in probed.items():
         if name not in hooks and not _unsafe(name, kernel, made):
             made.probes.append(_tracepoint(name, len(made.probes), request, kernel, position, name in chosen.final))
     if request.functions != "drops":
@@ -285,6 +291,12 @@ def _plan_tracepoints(made: Plan, request: Request, kernel: Kernel) -> None:
         why = f"no kprobes here: between TC and socket {seen} seen"
         made.refused.append({"name": "kprobes", "why": why, "instead": "tracepoints"})
     _tell_what_is_missing(made, chosen)
+
+
+def _tells_apart(name: str, catalogue: Catalogue) -> bool:
+    """Whether a packet passes there when it is new (`RECEIVE`), or on its way to a socket (identity.h)."""
+    described = catalogue.tracepoints.get(name)
+    return name in HOOKS or (described is not None and described.entry == "receive" and described.layer == "driver")
 
 
 def skbuff_macros(kernel: Kernel) -> dict[str, str]:

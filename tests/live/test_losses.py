@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 import time
+from typing import Any
 
 import in_process
 import numpy as np
@@ -236,8 +237,20 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.parametrize(("count", "spread"), [(60, 0), (6000, 7)])
-def test_buffers_from_pages_are_reused_and_packets_stay_apart(lab: Lab, count: int, spread: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "spread", "options"),
+    [
+        (60, 0, {}),
+        (6000, 7, {}),
+        (3000, 7, {"functions": ["netif_receive_skb"]}),
+        (3000, 7, {"match": "tc"}),
+        (3000, 0, {"sample": 10}),
+        (3000, 7, {"sample": 10}),
+    ],
+)
+def test_buffers_from_pages_are_reused_and_packets_stay_apart(
+    lab: Lab, count: int, spread: int, options: dict[str, Any]
+) -> None:
     """What a TAP device hands up lies in page fragments, which go without a word: the next packet takes the place.
 
     What is written on one CPU and read on another is freed late, on the first one. Meanwhile the next packets lie
@@ -249,14 +262,18 @@ def test_buffers_from_pages_are_reused_and_packets_stay_apart(lab: Lab, count: i
     assert sender.stdin is not None
     assert sender.stdout is not None
     assert sender.stdout.readline() == "ready\n"
-    with Capture("udp port 7110") as cap:
+    with Capture("udp port 7110", **options) as cap:
         sender.stdin.write("\n")
         sender.stdin.flush()
         assert sender.stdout.readline() == "done\n"
-    assert len(cap.packets) == count / 3
+    matched = count // 3
+    assert len(cap.packets) == matched // options.get("sample", 1)
+    assert cap.quality["packets_sampled_out"] == matched - len(cap.packets)
     assert (cap.packets["dport"] == 7110).all()
     assert cap.df["flow"].dropna().nunique() == 1
     assert set(cap.packets["verdict"]) == {"delivered"}
+    entries = cap.recording.events.hops["flags"] & EVENT_FLAGS["entry"] != 0
+    assert entries.sum() == len(cap.packets)
 
 
 def test_a_copied_buffer_carries_the_number_on(lab: Lab) -> None:
