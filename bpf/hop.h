@@ -115,7 +115,7 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 	if (!head)
 		return 0;
 	path = state->tagged ? path_of(state, skb, head) : 0;
-	if (!path && state->tagged && !(where.kind & KIND_BIRTH))
+	if (!path && state->tagged)
 		former = former_head(skb);
 	if (!path && !former && (!entry || (where.kind & KIND_AGAIN && was_refused(head, where.rank))))
 		return 0;
@@ -242,8 +242,8 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		if (where.call)
 			opened = open_call(state, path, skb, &where);
 #endif
+		note_time(state, now);
 	}
-	note_time(state, now);
 pass: /* What was sampled out is followed all the same, or else it would be asked about again. */
 	path->seen = now;
 	path->kind = where.kind;

@@ -35,7 +35,7 @@
  * end of either is not that of the packet's data (`parted`). Where that function can be probed, the entry is
  * copied to `moved`, under the sk_buff's address, until the sk_buff is seen with its new buffer. Elsewhere the
  * allocator's call with pskb_expand_head() on the stack tells of it, and an unknown buffer under an sk_buff that
- * was followed just now (`heads`) is its new one.
+ * was followed just now (`heads`) is its new one, unless the sk_buff may serve another packet (carry_on).
  *
  * Some packets are made of others, and get numbers of their own with their `parent`: the segments of a large packet
  * (GSO), fragments, copies. They have new buffers, so what they are made of has to be seen by their circumstances:
@@ -139,8 +139,8 @@ static __always_inline u64 *former_head(u64 skb)
 /* The path of an sk_buff that was seen with another buffer just now. It goes on where nobody but it can: the
  * same sk_buff was the last one seen, and its addresses are the same, or a hook of netfilter may have
  * translated them. What a driver hands up was between two devices (veth gives what it hands to GRO a buffer of
- * its own). And it was not on its way to a socket, where it may have been read without a word: then the sk_buff
- * is another packet's by now. */
+ * its own). And what was on its way to a socket may have been read without a word: where the sk_buff sets out from a
+ * sender then, or is at a device, it is another packet's. */
 static __always_inline struct path *carry_on(struct state *state, u64 former, u64 skb, u64 head, u64 flow,
 					     u16 kind, u64 now)
 {
@@ -149,7 +149,11 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 
 	if (!path || path->skb != skb || now - path->seen > FRESH)
 		return 0;
-	if (path->kind & KIND_SOCKET)
+	if (path->kind & KIND_SOCKET && kind & (KIND_BIRTH | KIND_DEVICE)) {
+		forget_head(skb);
+		return 0;
+	}
+	if (kind & KIND_BIRTH)
 		return 0;
 	if (flow != path->flow && !(path->kind & KIND_HOOK))
 		return 0;
@@ -210,9 +214,9 @@ struct freer {
  * allocator's, or at once behind skb_release_data(). */
 #define NEAR_FRAMES 8
 
+#ifdef SKBUFF_START
 static __always_inline void freer_among(const u64 *frames, int count, struct freer *freer)
 {
-#ifdef SKBUFF_START
 	int inside = 0;
 
 #pragma unroll
@@ -226,21 +230,25 @@ static __always_inline void freer_among(const u64 *frames, int count, struct fre
 			return;
 		}
 	}
-#endif
 }
+#endif
 
 static __always_inline void find_freer(void *ctx, struct freer *freer)
 {
+#ifdef SKBUFF_START
 	u64 near[NEAR_FRAMES] = {};
 
 	if (bpf_get_stack(ctx, near, sizeof(near), 0) > 0)
 		freer_among(near, NEAR_FRAMES, freer);
+#endif
 }
 
 static __always_inline void find_far_freer(void *ctx, struct freer *freer)
 {
+#ifdef SKBUFF_START
 	u64 frames[STACK_DEPTH] = {};
 
 	if (bpf_get_stack(ctx, frames, sizeof(frames), 0) > 0)
 		freer_among(frames, STACK_DEPTH, freer);
+#endif
 }

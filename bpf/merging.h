@@ -117,7 +117,8 @@ int merging_exit(struct bpf_raw_tracepoint_args *ctx)
 		if (namespace_wanted(&place))
 			send_event(state, &over->path, bpf_ktime_get_ns(), over->skb, &where,
 				   EVENT_END | EVENT_MERGED);
-		forget_head(over->skb);
+		if (result == GRO_MERGED_FREE)
+			forget_head(over->skb);
 		path = path_at(state, head);
 		if (path && path->packet == over->path.packet) {
 			/* The first took the buffer itself, as a page, and nobody will tell when that goes. */

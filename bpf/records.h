@@ -131,15 +131,17 @@ BPF_RINGBUF_OUTPUT(facts_ring, FACTS_PAGES);
 #endif
 #define COUNT(counter) __sync_fetch_and_add(counter, 1)
 
-/* What a hop costs, where it is: of 64 one is timed, chosen by its time. What took that long was interrupted. */
+/* What a hop costs, where it is: of the first ones each is timed, then of 64 one, chosen by its time. What took that
+ * long was interrupted. */
+#define ALL_TIMED     256
 #define TIMED_BITS    6
-#define LONGEST_TIMED 65536 /* ns */
+#define LONGEST_TIMED 32768 /* ns */
 
 static __always_inline void note_time(struct state *state, u64 begun)
 {
 	u64 took;
 
-	if ((u32)begun * 0x9E3779B1u >> (32 - TIMED_BITS))
+	if (state->timed >= ALL_TIMED && (u32)begun * 0x9E3779B1u >> (32 - TIMED_BITS))
 		return;
 	took = bpf_ktime_get_ns() - begun;
 	if (took >= LONGEST_TIMED)

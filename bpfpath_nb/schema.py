@@ -220,7 +220,7 @@ COUNTERS: Final = {
     "ends_unseen": "packets whose end was not seen, though their buffer was in use again",
     "packets": "packets that got a number",
     "events": "events written",
-    "hops_timed": "hops whose own cost was measured while they were recorded, about one in 64",
+    "hops_timed": "hops whose own cost was measured while they were recorded: the first 256, and about one in 64",
     "hops_time": "ns that these cost",
 }
 
@@ -411,8 +411,8 @@ QUALITY: Final = (
     Column(
         "cost_packet",
         "float",
-        "what a packet that is followed costs: its mean number of hops, at the mean cost of those that were timed "
-        "while they were recorded, or at `cost_hop` where none was",
+        "what a packet that is followed costs: `cost_refused` where the filter is asked, and its mean number of hops "
+        "at the mean cost of those that were timed while they were recorded (`cost_hop` where none was)",
         "ns",
     ),
     Column("ladder", "str", "how the probes were attached"),

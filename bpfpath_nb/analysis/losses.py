@@ -83,7 +83,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
         ),
         "cost_hop": cost.get("hop", np.nan),
         "cost_refused": cost.get("refused", np.nan),
-        "cost_packet": cost_hop * len(events) / max(1, len(packets)),
+        "cost_packet": cost.get("refused", np.nan) + cost_hop * len(events) / max(1, len(packets)),
         "ladder": events.start.ladder,
         "end": printable(str(events.end.get("reason", ""))) if events.end else "",
     }

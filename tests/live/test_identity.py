@@ -359,3 +359,24 @@ def _with_checksum(ip: bytes) -> bytes:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ip[:10] + struct.pack("!H", ~total & 0xFFFF) + ip[12:]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason"), [("drop", "NETFILTER_DROP"), ("accept", "NO_SOCKET")], ids=["dropped", "closed port"]
+)
+def test_a_packet_that_is_changed_on_its_way_to_a_socket_keeps_its_number(
+    scene: Scene, verdict: str, reason: str
+) -> None:
+    """A packet socket holds a clone, so that the change gives the packet a buffer of its own, behind the last hook."""
+    scene.open_socket("server", socket.AF_PACKET, socket.SOCK_RAW, 0x0300)  # ETH_P_ALL
+    rules = f"udp dport 5340 ip dscp set 10 {verdict};"
+    scene.nft("server", f"chain in {{ type filter hook input priority 0; {rules} }}")
+    with Capture("udp dst port 5340", namespaces=list(scene.lab.names.values())) as cap:
+        scene.udp("client", scene.server, 5340, count=5)
+        settle(cap, 5)
+    begins_at_entries(cap)
+    packets = cap.packets
+    assert packets["verdict"].tolist() == ["dropped"] * 5
+    assert packets["reason"].tolist() == [reason] * 5
+    for packet in packets.index:
+        assert "nf_input" in set(hops(cap, packet)["func"])

@@ -76,3 +76,15 @@ def test_each_loss_is_loud(counter):
     assert "Lost: 41 " in recording.text()
     assert "Not everything was recorded" in recording._repr_html_()
     assert "41 " in recording._repr_html_()
+
+
+def test_a_packet_costs_what_its_hops_were_seen_to_cost():
+    made = capture(50)
+    cost = {"hop": 100, "refused": 40}
+    hops = len(made.events) / 50
+    assert made.recording(cost=cost).quality["cost_packet"] == pytest.approx(40 + 100 * hops)
+    made.counters |= {"hops_timed": 10, "hops_time": 3_500}
+    quality = made.recording(cost=cost).quality
+    assert quality["cost_packet"] == pytest.approx(40 + 350 * hops)
+    assert quality["cost_hop"] == 100
+    assert np.isnan(made.recording().quality["cost_packet"])
