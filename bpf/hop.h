@@ -37,7 +37,7 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 			return 0;
 	}
 #if SAMPLE > 1
-	if (is_chosen(NEXT(&state->matched))) {
+	if (taken || is_chosen(NEXT(&state->matched))) {
 #else
 	{
 #endif
@@ -99,7 +99,7 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 	u16 flags = 0;
 	struct header header = {};
 	struct freer freer = {};
-	int opened = 0;
+	int opened = 0, told = 0;
 
 	if (armed == DISARMED || !skb)
 		return 0;
@@ -147,6 +147,8 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		if (!now)
 			now = bpf_ktime_get_ns();
 	}
+	if (where.kind & KIND_END)
+		last = is_last(&view);
 	if (path && is_ignored(path))
 		goto pass;
 	if (!header.addresses)
@@ -227,7 +229,6 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		flags |= EVENT_CLONE;
 	if (where.kind & KIND_END) {
 		flags |= EVENT_END;
-		last = is_last(&view);
 		if (last && !path->parted)
 			flags |= EVENT_LAST;
 		/* The last end, of which no place is known, is wanted where the packet was. */
@@ -242,13 +243,12 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		if (where.call)
 			opened = open_call(state, path, skb, &where);
 #endif
-		note_time(state, now);
+		told = 1;
 	}
 pass: /* What was sampled out is followed all the same, or else it would be asked about again. */
 	path->seen = now;
 	path->kind = where.kind;
 	if (where.kind & KIND_END) {
-		last = is_last(&view);
 		forget_head(skb);
 	} else if (path->skb != skb) {
 		path->skb = skb;
@@ -269,5 +269,7 @@ pass: /* What was sampled out is followed all the same, or else it would be aske
 		forget_moved(state, skb);
 	if (last)
 		path_remove(state, head);
+	if (told)
+		note_time(state, now);
 	return opened;
 }

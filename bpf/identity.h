@@ -140,7 +140,7 @@ static __always_inline u64 *former_head(u64 skb)
  * same sk_buff was the last one seen, and its addresses are the same, or a hook of netfilter may have
  * translated them. What a driver hands up was between two devices (veth gives what it hands to GRO a buffer of
  * its own). And what was on its way to a socket may have been read without a word: where the sk_buff sets out from a
- * sender then, or is at a device, it is another packet's. */
+ * sender then, or is at a device, or has other addresses, it is another packet's. */
 static __always_inline struct path *carry_on(struct state *state, u64 former, u64 skb, u64 head, u64 flow,
 					     u16 kind, u64 now)
 {
@@ -155,7 +155,7 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 	}
 	if (kind & KIND_BIRTH)
 		return 0;
-	if (flow != path->flow && !(path->kind & KIND_HOOK))
+	if (flow != path->flow && (path->kind & (KIND_HOOK | KIND_SOCKET)) != KIND_HOOK)
 		return 0;
 	if (kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE))
 		return 0;
@@ -174,11 +174,13 @@ static __always_inline struct path *carry_on(struct state *state, u64 former, u6
 	return path_at(state, head);
 }
 
-/* A driver hands a packet up in pages, and the buffer's packet was not between two devices just before. */
+/* A driver hands a packet up in pages, and the buffer's packet was not between two devices just before. Of clones one
+ * may be at a socket while the next one is handed up. */
 static __always_inline int is_handed_up_anew(const struct path *path, const struct sk_buff_view *view,
 					     u16 kind)
 {
-	return kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) && BITS(view, sk_buff__head_frag);
+	return kind & KIND_RECEIVE && !(path->kind & KIND_DEVICE) && BITS(view, sk_buff__head_frag) &&
+	       !BITS(view, sk_buff__cloned);
 }
 
 /* Whether a buffer that is followed is another packet's by now. An sk_buff that shares its buffer, or ever did, says

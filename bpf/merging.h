@@ -59,7 +59,7 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	head = read_pointer(skb, sk_buff__head);
 	path = path_at(state, head);
-	if (!path || is_ignored(path) || sk_buff_view(&view, skb))
+	if (!path || sk_buff_view(&view, skb))
 		return 0;
 	/* A driver's new packet has no network header yet; this is where GRO will find it. */
 	over->key = source_key(flow_at(MEMBER(&view, u64, sk_buff__data), &header) ^ sk_buff_device(&view));
@@ -106,15 +106,16 @@ int merging_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (!state || !over || !over->skb)
 		return 0;
 	head = over->head;
-	if (result == GRO_HELD) {
+	if (result == GRO_HELD && !is_ignored(&over->path)) {
 		struct held first = {
 			.skb = over->skb, .head = head, .packet = over->path.packet, .len = over->len};
 
 		held.update(&over->key, &first);
 	} else if (result <= GRO_MERGED_FREE) {
-		where.location = merged_into(state, over->key);
+		if (!is_ignored(&over->path))
+			where.location = merged_into(state, over->key);
 		place.netns = over->path.netns;
-		if (namespace_wanted(&place))
+		if (!is_ignored(&over->path) && namespace_wanted(&place))
 			send_event(state, &over->path, bpf_ktime_get_ns(), over->skb, &where,
 				   EVENT_END | EVENT_MERGED);
 		if (result == GRO_MERGED_FREE)
