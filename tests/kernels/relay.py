@@ -36,6 +36,8 @@ GUEST = os.environ.get(VARIABLE, "")
 REPORTS = 3  # file descriptor
 SIDE_BY_SIDE = 2
 """Machines at a time. Most of what one does, one processor does; two keep two busy."""
+NEVER_BEGAN = "the virtual machine ended before the command did"
+"""What `bpfpath vm` says then. Of some hundred emulated kernels one panics while it boots."""
 SILENCE = 1800.0
 """Seconds after which a guest that reports nothing is ended."""
 
@@ -74,6 +76,11 @@ class Guest:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("wb") as log:
                 status = self._listen(log)
+            if self.silent and NEVER_BEGAN in self.log.read_text(errors="replace"):
+                with self.log.open("ab") as log:
+                    log.write(b"Its kernel did not come up; once more.\n")
+                    log.flush()
+                    status = self._listen(log)
             end = f"the guest ended with status {status}"
         except (LabError, OSError, ValueError) as error:
             end = str(error)
