@@ -405,16 +405,8 @@ QUALITY: Final = (
     Column("refused", "int", "places that were asked for and could not be traced"),
     Column("not_traced", "str", "those places, each with what is traced in its stead where something is"),
     Column("cost_hop", "float", "what a hop of a packet that is followed costs, estimated at arming", "ns"),
-    Column(
-        "cost_refused", "float", "what a packet costs that the filter refuses, at each place where it is asked", "ns"
-    ),
-    Column(
-        "cost_packet",
-        "float",
-        "what a packet that is followed costs: `cost_refused` where the filter is asked, and its mean number of hops "
-        "at the mean cost of those that were timed while they were recorded (`cost_hop` where none was)",
-        "ns",
-    ),
+    Column("cost_refused", "float", "what the filter's refusal costs a packet wherever it is asked, likewise", "ns"),
+    Column("cost_packet", "float", "what a packet costs that is followed, by its hops and their timing", "ns"),
     Column("ladder", "str", "how the probes were attached"),
     Column("end", "str", "why the capture ended; empty while it runs, or where the tracer died"),
 )

@@ -57,6 +57,8 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     -------
     Series
         By the names of schema.QUALITY. Never hidden: reprs and files carry the losses too.
+        `cost_packet` is `cost_refused` once, for the filter, and the mean number of hops at the mean cost of those that
+        were timed while they were recorded; in recordings without such, at `cost_hop`.
     """
     cost = events.start.cost
     # A function of a module that was loaded later is refused first and met after all.

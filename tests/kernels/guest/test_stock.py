@@ -376,8 +376,8 @@ def test_buffers_are_reused_and_packets_stay_apart(lab: Lab, record_property: No
 def test_buffers_are_reused_by_fifty_thousand(lab: Lab, record_property: Note) -> None:
     """In few functions: so many hops of all of them take an emulated processor too long to look at.
 
-    The first of them is where a sender's packets are new. Where the kernel has skipped the program that would have seen a
-    packet's end (`probe_misses`), that tells the next one in its place.
+    The first of them is where a sender's packets are new. Where the kernel has skipped the program that would have seen
+    a packet's end (`probe_misses`), that tells the next one in its place.
     """
     few = ["__ip_local_out", "ip_output", "ip_rcv", "__udp_enqueue_schedule_skb"]
     reused(lab, 50_000, few, record_property)
