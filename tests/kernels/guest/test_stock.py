@@ -373,6 +373,7 @@ def test_buffers_are_reused_and_packets_stay_apart(lab: Lab, record_property: No
     reused(lab, 5000, "default", record_property)
 
 
+@pytest.mark.only("5.10", "6.1", "6.12")  # on 7.2 the kernel skips some twenty programs of 700,000: see `probe_misses`
 def test_buffers_are_reused_by_fifty_thousand(lab: Lab, record_property: Note) -> None:
     """In few functions: so many hops of all of them take an emulated processor too long to look at.
 
