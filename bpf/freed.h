@@ -21,6 +21,8 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 	freer.location = where.location;
 	path = path_at(state, address);
 	if (path) {
+		u64 frames[STACK_DEPTH] = {};
+
 		now = bpf_ktime_get_ns();
 		copy = *path;
 		if (path_take(state, address))
@@ -35,9 +37,9 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 			return 0;
 		}
 #endif
-		find_freer(ctx, &freer);
+		find_freer(ctx, frames, NEAR_FRAMES, &freer);
 		if (freer.location == where.location)
-			find_far_freer(ctx, &freer);
+			find_freer(ctx, frames, STACK_DEPTH, &freer);
 		skb = copy.skb;
 		forget_head(skb);
 		if (skb && freer.expanding && !moved.update(&skb, &copy)) {
@@ -65,9 +67,10 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 		return 0; /* nobody's, or what stayed behind when the packet got another buffer */
 	where.location = freer.location;
 	place.netns = copy.netns;
-	if (namespace_wanted(&place))
+	if (namespace_wanted(&place)) {
 		send_event(state, &copy, now, skb, &where, EVENT_END | (copy.parted ? 0 : EVENT_LAST));
-	note_time(state, now);
+		note_time(state, now);
+	}
 	return 0;
 }
 #endif

@@ -221,7 +221,9 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		note_tcp_drop(path, &where);
 #endif
 	if (where.freed) {
-		find_freer(where.ctx, &freer);
+		u64 frames[NEAR_FRAMES] = {};
+
+		find_freer(where.ctx, frames, NEAR_FRAMES, &freer);
 		where.location = freer.location;
 	}
 	note_source(path, &view, &header, where.kind, now);

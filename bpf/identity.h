@@ -216,11 +216,14 @@ struct freer {
  * allocator's, or at once behind skb_release_data(). */
 #define NEAR_FRAMES 8
 
-#ifdef SKBUFF_START
-static __always_inline void freer_among(const u64 *frames, int count, struct freer *freer)
+/* Looks at so many frames, for which the caller has room: the stack of a program is small. */
+static __always_inline void find_freer(void *ctx, u64 *frames, u32 count, struct freer *freer)
 {
+#ifdef SKBUFF_START
 	int inside = 0;
 
+	if (bpf_get_stack(ctx, frames, count * sizeof(*frames), 0) < 0)
+		return;
 #pragma unroll
 	for (int i = 0; i < count; i++) {
 		if (frames[i] - EXPAND_HEAD_START < EXPAND_HEAD_SIZE)
@@ -232,25 +235,5 @@ static __always_inline void freer_among(const u64 *frames, int count, struct fre
 			return;
 		}
 	}
-}
-#endif
-
-static __always_inline void find_freer(void *ctx, struct freer *freer)
-{
-#ifdef SKBUFF_START
-	u64 near[NEAR_FRAMES] = {};
-
-	if (bpf_get_stack(ctx, near, sizeof(near), 0) > 0)
-		freer_among(near, NEAR_FRAMES, freer);
-#endif
-}
-
-static __always_inline void find_far_freer(void *ctx, struct freer *freer)
-{
-#ifdef SKBUFF_START
-	u64 frames[STACK_DEPTH] = {};
-
-	if (bpf_get_stack(ctx, frames, sizeof(frames), 0) > 0)
-		freer_among(frames, STACK_DEPTH, freer);
 #endif
 }
