@@ -6,7 +6,8 @@
  * nobody's. Asking is what other traffic pays, so what an entry refused is not asked about again at the entries that
  * come behind it. Each entry has a rank in the order in which one packet passes them, from the socket's send function
  * to the receiving side of a device. A buffer that this CPU saw refused last, and that appears at a higher rank, is
- * that packet's still; at the same rank or a lower one it is another's.
+ * that packet's still; at the same rank or a lower one it is another's. What ends gives its buffer back, and so is
+ * forgotten.
  *
  * TC programs ask always: they see all of a packet, and its addresses as they are on the wire. So does whatever a
  * packet may meet first. What is missed by an entry in between (addresses that were translated before it) is found
@@ -31,7 +32,7 @@ static __always_inline int was_refused(u64 head, u32 rank)
 	return 1;
 }
 
-static __always_inline void note_refusal(u64 head, u32 rank)
+static __always_inline void note_refusal(u64 head, u32 rank, u16 kind)
 {
 	u32 zero = 0;
 	struct refusal *last = refusals.lookup(&zero);
@@ -40,6 +41,8 @@ static __always_inline void note_refusal(u64 head, u32 rank)
 		return;
 	/* An interrupt's packet may come in between; then it is this one that is not known. */
 	last->head = 0;
+	if (kind & KIND_END)
+		return;
 	last->rank = rank;
 	last->head = head;
 }

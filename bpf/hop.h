@@ -141,7 +141,7 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		if (!entry)
 			return 0;
 		if (packet_from_skb(&packet, &view, tc) || (mark != MARK_TAKEN && !filter_match(&packet))) {
-			note_refusal(head, where.rank);
+			note_refusal(head, where.rank, where.kind);
 			return 0;
 		}
 		if (!now)
@@ -238,6 +238,8 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 			place.netns = former_netns;
 	}
 	if (namespace_wanted(&place)) {
+		if (where.beside && functions_are_skipped())
+			flags |= EVENT_SKIPPED;
 		send_event(state, path, now, skb, &where, flags);
 		if (where.drop)
 			send_drop(state, path, &view, &where, now);

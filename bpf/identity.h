@@ -184,12 +184,14 @@ static __always_inline int is_handed_up_anew(const struct path *path, const stru
 }
 
 /* Whether a buffer that is followed is another packet's by now. An sk_buff that shares its buffer, or ever did, says
- * so; else there is one only, and a packet that is tunnelled or sent on keeps it. Only where a sender's packets are
- * new (the first ranks, asked.h) the same sk_buff and the same buffer may have come together again by chance. What was
- * at a socket before does not come there, but with IPVS, whose packets have no sender; nor does what was received and
- * comes there late, but from a device, which tunnels it. */
-#define RANK_NEW 2
-#define LATE	 1000000 /* ns */
+ * so; else there is one only, and a packet that is tunnelled or sent on keeps it. Where a sender's packets are new (the
+ * first ranks, asked.h) the same sk_buff and the same buffer may have come together again by chance. What was at a
+ * socket before does not come there, but with IPVS, whose packets have no sender; nor on to a device, where the programs
+ * at the first ranks were skipped (skipped.h). Nor does what was received come to the first ranks late, but from a
+ * device, which tunnels it. */
+#define RANK_NEW    2
+#define RANK_DEVICE 6
+#define LATE	    1000000 /* ns */
 
 static __always_inline int is_reused(const struct path *path, const struct sk_buff_view *view, u32 rank,
 				     u64 now)
@@ -198,11 +200,9 @@ static __always_inline int is_reused(const struct path *path, const struct sk_bu
 		return 0;
 	if (path->skb != view->skb)
 		return 1;
-	if (rank - 1 >= RANK_NEW)
-		return 0;
-	if (path->kind & KIND_SOCKET)
+	if (path->kind & KIND_SOCKET && rank - 1 < RANK_DEVICE)
 		return read_pointer(view->skb, sk_buff__sk) != 0;
-	return !(path->kind & (KIND_BIRTH | KIND_DEVICE)) && now - path->seen > LATE;
+	return rank - 1 < RANK_NEW && !(path->kind & (KIND_BIRTH | KIND_DEVICE)) && now - path->seen > LATE;
 }
 
 /* Who frees the buffer, from the stack: the first function beyond those of the allocator and of

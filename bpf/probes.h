@@ -48,6 +48,7 @@ int tc(struct __sk_buff *ctx)
 
 	where.rank = COOKIE_RANK(cookie);
 	where.untold = 1;
+	where.beside = 1;
 	if (state)
 		hop(state, ctx, (u64)ctx, where);
 	return TC_PASS;
@@ -132,6 +133,7 @@ static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 
 	where.ctx = ctx;
 	where.rank = COOKIE_RANK(cookie);
+	where.beside = 1;
 	if (COOKIE_DROP(cookie) && is_drop_reason(where.reason)) {
 		where.socket = argument(ctx, COOKIE_SOCKET(cookie));
 		where.drop = 1;

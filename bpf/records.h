@@ -25,12 +25,13 @@ struct event {
 	u16 flags;
 };
 
-#define EVENT_ENTRY  1
-#define EVENT_END    2
-#define EVENT_LAST   4
-#define EVENT_CLONE  8
-#define EVENT_RETURN 16
-#define EVENT_MERGED 32
+#define EVENT_ENTRY   1
+#define EVENT_END     2
+#define EVENT_LAST    4
+#define EVENT_CLONE   8
+#define EVENT_RETURN  16
+#define EVENT_MERGED  32
+#define EVENT_SKIPPED 64
 
 struct facts {
 	u64 time;

@@ -77,6 +77,7 @@ struct where {
 	void *ctx;  /* the probe's, which leads to the stack */
 	u16 drop;   /* this end is a drop */
 	u16 freed;  /* and only the stack tells who freed the packet */
+	u16 beside; /* this program runs also while those of functions are skipped */
 };
 
 /* The state of the TCP socket that a packet belongs to. What stands for a connection that is being made or

@@ -94,11 +94,11 @@ EVENT_FLAGS: Final = {
     "clone": 8,  # the sk_buff shares its data with another
     "return": 16,  # the function returned; its entry is the last event before with this function and `location`
     "merged": 32,  # GRO merged the sk_buff into that of an earlier packet, whose number is in `location`
+    "skipped": 64,  # the kernel was skipping programs of functions on that CPU: the packet may lack hops
 }
 
-# Second ring: what is told once per packet, or again when its flow changed, the names of processes, and how a packet
-# came to be dropped. `struct facts` of bpf/records.h, 160 bytes, no padding. In the stream a row of kind 1 becomes a
-# row of PROCESSES, one of kind 2 a row of STACKS.
+# Second ring: what is told of a packet once, or again when its flow changed, of a process or a drop. `struct facts` of
+# bpf/records.h, 160 bytes, no padding. In the stream rows of kind 1 are rows of PROCESSES, those of kind 2 of STACKS.
 FACTS: Final = (
     Column("time", "uint64", "when it was taken, by the kernel's monotonic clock", "ns"),
     Column("packet", "uint32", "number of the packet; for a process name (kind 1) the pid"),
@@ -214,7 +214,7 @@ COUNTERS: Final = {
     "events_over": "events that came after `max_events` was reached, and were not sent",
     "facts_lost": "headers snapshots and process names that found their ring full",
     "packets_untracked": "packets that matched but found skb_map full",
-    "probe_misses": "probe hits that the kernel skipped (recursion)",
+    "probe_misses": "probe hits that the kernel skipped (recursion), as far as it counts them",
     "returns_lost": "calls whose return was not seen, where returns are traced",
     "packets_sampled_out": "packets that matched and were not followed, as `sample` asks",
     "ends_unseen": "packets whose end was not seen, though their buffer was in use again",
@@ -285,7 +285,7 @@ PACKETS: Final = (
         "where", "category", "the function that decided the verdict; of a dropped one, the function that gave it up"
     ),
     Column("parent", "UInt32", "the packet that it was copied or cut from"),
-    Column("complete", "bool", "whether no hop of it can be missing: False where events were lost while it was alive"),
+    Column("complete", "bool", "whether no hop of it can be missing: False where events or hits were lost meanwhile"),
     Column("merged_into", "UInt32", "the packet that receiving made it part of: merged (GRO), or as a fragment"),
 )
 
@@ -391,7 +391,7 @@ QUALITY: Final = (
     Column("events_over", "int", "events that came after `max_events` was reached, and were not kept"),
     Column("facts_lost", "int", "headers snapshots and process names that found their ring full"),
     Column("packets_untracked", "int", "packets that matched but could not be followed, too many were under way"),
-    Column("probe_misses", "int", "probe hits that the kernel skipped"),
+    Column("probe_misses", "int", "probe hits that the kernel skipped; before 6.7, which does not count, at least"),
     Column("returns_lost", "int", "calls whose return was not seen, where returns are traced"),
     Column("packets_sampled_out", "int", "packets that matched and were not followed, as `sample` asks"),
     Column("ends_unseen", "int", "packets whose end was not seen, though their buffer was in use again"),

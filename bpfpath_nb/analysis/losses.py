@@ -2,7 +2,8 @@
 
 Whatever packet was alive when events were lost (`jumps`) may lack a hop. A packet is alive from its first hop until its
 last, or until the end of the capture where its end was not seen; one whose entry was not seen (its first hop is not
-flagged `entry`) has lost its beginning in any case.
+flagged `entry`) has lost its beginning in any case. So may one that was seen by a program while the kernel skipped
+others on that CPU (a hop that is flagged `skipped`).
 
 What was lost after a CPU's last event leaves no jump. The counters `events_lost` and `events_over` tell how much
 there was in all, and where they exceed the jumps, every packet that was not seen to end is taken as touched.
@@ -30,6 +31,7 @@ def complete(events: Events) -> npt.NDArray[np.bool_]:
     if not len(events):
         return np.empty(0, bool)
     entered = np.asarray(flags[events.first] & EVENT_FLAGS["entry"] != 0)
+    entered &= ~np.logical_or.reduceat(flags & EVENT_FLAGS["skipped"] != 0, events.first)
     ended = has_ended(events)
     lost = events.when_lost
     if events.counters.get("events_lost", 0) + events.counters.get("events_over", 0) > lost.events:
@@ -68,7 +70,7 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
     untraced = {entry.name for entry in refused if not entry.instead}
     timed = events.counters.get("hops_timed", 0)
     cost_hop = events.counters.get("hops_time", 0) / timed if timed else cost.get("hop", np.nan)
-    values: dict[str, Any] = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
+    values: dict[str, Any] = _counted(events)
     values |= {
         "packets_sampled_out": events.counters.get("packets_sampled_out", 0),
         "ends_unseen": events.counters.get("ends_unseen", 0),
@@ -94,4 +96,12 @@ def quality(events: Events, packets: pd.DataFrame) -> pd.Series[Any]:
 
 def losses(events: Events) -> dict[str, int]:
     """The counters that say that something was lost, with how much, in the order of schema.COUNTERS."""
-    return {name: events.counters[name] for name in LOSS_COUNTERS if events.counters.get(name)}
+    return {name: count for name, count in _counted(events).items() if count}
+
+
+def _counted(events: Events) -> dict[str, int]:
+    """The counters of losses. Kernels before 6.7 skip probe hits and do not count them; the hops that were seen
+    meanwhile are at least some."""
+    counted = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
+    seen = int(np.count_nonzero(events.hops["flags"] & EVENT_FLAGS["skipped"]))
+    return counted | {"probe_misses": max(counted["probe_misses"], seen)}

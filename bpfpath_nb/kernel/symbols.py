@@ -160,6 +160,12 @@ class Symbols:
         """All addresses of a function, by its exact name; empty where there is none."""
         return [int(self.addresses_by_line[line]) for line in self._lines(name)]
 
+    def variable(self, name: str) -> int | None:
+        """The address of a variable of the kernel's own, of a CPU's the offset from what `__per_cpu_offset` says; None
+        where the kernel does not list variables (CONFIG_KALLSYMS_ALL), has none of that name, or hides addresses."""
+        found = re.search(rf"^([0-9a-f]{{{_ADDRESS}}}) [aAbBdDrRV] {re.escape(name)}$", self._data, re.MULTILINE)
+        return None if found is None or self.hidden else int(found[1], 16)
+
     def spans(self, name: str) -> list[tuple[int, int]]:
         """Where each copy of a function begins and where the next function does; empty where there is none, or
         hidden."""

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfpath_nb.errors import RequirementError
+from bpfpath_nb.kernel import Symbols
 from bpfpath_nb.tracer.cookies import Cookies
 from bpfpath_nb.tracer.syscall import (
     KPROBE_MULTI,
@@ -106,6 +107,15 @@ def registers(layout: Mapping[str, int], machine: str) -> dict[str, int]:
     found = {key: place for key, place in zip(keys, places, strict=True) if place is not None}
     # A return on x86 takes its address from the stack.
     return {**found, "RETURN_POPS": 8 if machine == "x86_64" else 0}
+
+
+def skipping(symbols: Symbols) -> dict[str, str]:
+    """Where the kernel keeps whether it skips programs of functions (bpf/skipped.h); empty where it does not say."""
+    names = {
+        "PER_CPU_OFFSETS": "__per_cpu_offset", "BPF_PROG_ACTIVE": "bpf_prog_active", "CURRENT_KPROBE": "current_kprobe"
+    }  # fmt: skip
+    found = {macro: symbols.variable(name) for macro, name in names.items()}
+    return {} if None in found.values() else {macro: f"{address:#x}ull" for macro, address in found.items()}
 
 
 class Kprobes:

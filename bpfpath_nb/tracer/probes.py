@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bpfpath_nb.kernel import SETS, Kernel, Selection, select, select_tracepoints
-from bpfpath_nb.kernel.catalogue import Catalogue
+from bpfpath_nb.kernel.catalogue import Catalogue, Function, Tracepoint
 from bpfpath_nb.kernel.sets import Request as Wish
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.tc import DIRECTIONS
@@ -66,6 +66,11 @@ SKBUFF_LARGEST = 1 << 20
 # bpf/records.h and bpf/probes.h
 ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, BIRTH, COPY = 1, 2, 4, 8, 16, 32, 128, 256
 RELEASE, AGAIN, AT_SOCKET = 512, 1024, 2048
+DRIVERS = (
+    "napi_gro_receive", "napi_gro_receive_entry", "napi_gro_frags_entry", "netif_receive_skb_entry",
+    "netif_receive_skb_list_entry",
+)  # fmt: skip
+"""Where a driver hands up what it received: nothing that is known of the buffer says anything of the packet."""
 RANKS = {
     name: rank
     for rank, names in enumerate(
@@ -78,6 +83,7 @@ RANKS = {
             ("net_dev_start_xmit",),
             ("netif_rx_internal", "netif_rx_entry", "netif_rx_ni_entry"),
             ("netif_rx",),
+            DRIVERS,
             ("netif_receive_skb",),
             ("tc_ingress",),
         ),
@@ -88,6 +94,10 @@ RANKS = {
 """Entries in the order in which one packet passes them (bpf/asked.h)."""
 AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
 """Layers in which a packet is at a device, or on its way from one to another."""
+FROM_SOCKETS = ("skb_copy_datagram_from_iter", "sock_wfree", "__sock_wfree", "tcp_wfree")
+"""Functions of the layer `socket` on the way out; all others of the catalogue's are on the way in."""
+TO_SOCKETS = ("__udp_enqueue_schedule_skb", "tcp_add_backlog", "tcp_data_queue", "tcp_data_queue_ofo", "tcp_queue_rcv")
+"""Functions of other layers that put a packet into a socket's queue."""
 NO_ARGUMENT = 15
 CALLER, REASON, SOCK = "void *", "enum skb_drop_reason", "struct sock *"
 """Types by which the arguments of kfree_skb are known."""
@@ -210,7 +220,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
         if name in ends or name in (EXPANDS, RELEASES) or name in COPIES:
             continue  # the tracepoint shows the same, and the reason; the other comes below
         described = catalogue.find(name)
-        kind = _kind(request, name, catalogue.layer_of(name), described.entry if described else "")
+        kind = _kind(request, name, described, catalogue.layer_of(name))
         made.probes.append(_function(name, len(made.probes), kind, register, kernel, name in chosen.final))
         if register == NO_ARGUMENT:
             made.macros["SEARCH_REGISTERS"] = 1
@@ -238,7 +248,7 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
             made.probes.append(_tracepoint(name, len(made.probes), request, kernel, position, name in chosen.final))
     _tell_what_is_missing(made, chosen)
     for name in chosen.missing if kernel.loaded else ():
-        kind = _kind(request, name, catalogue.layer_of(name), "")
+        kind = _kind(request, name, None, catalogue.layer_of(name))
         made.awaited.append(_function(name, len(made.probes), kind, NO_ARGUMENT, kernel, False))
         made.probes.append(made.awaited[-1])
     if made.awaited and not kernel.modules:
@@ -333,10 +343,12 @@ def reason_macros(kernel: Kernel) -> dict[str, int]:
     return {"HAVE_REASONS": 1, **({"REASON_CONSUMED": consumed[0]} if consumed else {})}
 
 
-def _kind(request: Request, name: str, layer: str, entry: str) -> int:
+def _kind(request: Request, name: str, described: Function | Tracepoint | None, layer: str) -> int:
+    entry = described.entry if described else ""
     kind = ENTRY if _is_entry(request, entry) else 0
-    kind |= AGAIN if request.match == "entry" and entry and name in RANKS else 0
-    kind |= DEVICE if layer in AT_DEVICES else AT_SOCKET if layer == "socket" else 0
+    kind |= AGAIN if request.match == "entry" and entry and name in RANKS.keys() - set(DRIVERS) else 0
+    kind |= DEVICE if layer in AT_DEVICES else 0
+    kind |= AT_SOCKET if name in TO_SOCKETS or (layer == "socket" and described and name not in FROM_SOCKETS) else 0
     kind |= BIRTH if entry == "send" and layer == "ip" else 0  # what is cut into fragments or segments, is cut below
     return kind | (RECEIVE if entry == "receive" and layer == "driver" else 0)
 
@@ -363,7 +375,7 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
     if described is not None:
         role = described.role or ("drop" if described.drop else "consume" if described.final else "")
         role = role or (described.entry if described.entry in ("receive", "send") else "")
-        kind |= _kind(request, name, described.layer, described.entry)
+        kind |= _kind(request, name, described, described.layer)
         if described.via:
             kind |= NEIGHBOUR
         if described.final:

@@ -9,7 +9,7 @@ from bpfpath_nb.errors import RequirementError
 from bpfpath_nb.filter import Filter
 from bpfpath_nb.kernel import Kernel
 from bpfpath_nb.tracer import casts, cookies, cpu_rings, followed, probes, source
-from bpfpath_nb.tracer.kprobes import registers
+from bpfpath_nb.tracer.kprobes import registers, skipping
 from bpfpath_nb.tracer.request import Request
 from bpfpath_nb.tracer.syscall import has_fetch_add
 from bpfpath_nb.tracer.toolchain import LOAD_COOKIE
@@ -68,7 +68,7 @@ def unit(request: Request, kernel: Kernel, *, with_kprobes: bool = False) -> tup
     if request.interfaces is not None:
         macros["ONLY_INTERFACES"] = 1
     if functions := plan.of_kind("kprobe"):
-        macros |= {"HAVE_KPROBES": 1, **registers(kernel.macros, platform.machine())}
+        macros |= {"HAVE_KPROBES": 1, **registers(kernel.macros, platform.machine()), **skipping(kernel.symbols)}
         macros |= {"COOKIES_HASH": f"{cookies.HASH:#x}ull", "COOKIES_BITS": cookies.bits(len(functions))}
         if request.returns:
             macros |= {"HAVE_RETURNS": 1, "CALLS_ENTRIES": OPEN_CALLS}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import suppress
+
 import pytest
 
 from bpfpath_nb import Capture
-from bpfpath_nb.lab import Lab
+from bpfpath_nb.lab import Lab, wire
+from bpfpath_nb.lab.faults import Drop
 from bpfpath_nb.lab.scene import Scene
 
 PORT = 7410
@@ -26,3 +31,32 @@ def test_what_routing_refuses_before_any_interface_is_seen_where_packets_set_out
     assert set(cap.packets["verdict"]) == ({"dropped"} if seen else set())
     assert set(cap.packets["where"]) == ({"nf_hook_slow"} if seen else set())
     assert not set(cap.df["func"]) & {"tc_egress", "net_dev_queue"}
+
+
+SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
+
+
+def test_what_was_refused_and_dropped_says_nothing_of_the_next_packet_in_its_buffer(lab: Lab) -> None:
+    """The allocator gives a CPU first what it freed last. Past the queue a packet is met where its driver gets it."""
+    count = 50
+    with Scene(lab) as scene, Capture(f"udp port {PORT}") as cap:
+        datagram = wire.udp(scene.client, scene.server, 4000, PORT, b"ours")
+        packet = wire.ipv4(scene.client, scene.server, 17, datagram)
+        frame = scene.mac("router", "eth0") + scene.mac("client", "eth0") + b"\x08\0" + packet
+        ours, other = (scene.open_socket("client", socket.AF_PACKET, socket.SOCK_RAW), scene.open_socket("client"))
+        ours.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+        ours.bind(("eth0", 0))
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(allowed)})
+        with Drop(lab, "client", f"udp dport {PORT + 1}", "output") as drop:
+            for _ in range(count):
+                with suppress(PermissionError):  # what a sender is told of such a drop
+                    other.sendto(bytes(len(packet)), (scene.server, PORT + 1))
+                ours.send(frame)
+            dropped = drop.packets
+        os.sched_setaffinity(0, allowed)
+        cap.wait(packets=count, seconds=5)
+
+    sent = cap.packets.index[cap.packets["dport"] == PORT]
+    assert (len(sent), dropped) == (count, count)
+    assert set(cap.df.loc[sent].groupby(level="packet")["func"].first()) == {"netif_rx_entry"}

@@ -19,7 +19,9 @@ ffffffff81100200 t ip_rcv_finish_core.isra.0
 ffffffff81100300 t ip_rcv_finish_core.isra.0.cold
 ffffffff81100400 D init_net
 ffffffff81100500 t copies
+000000000002c570 A bpf_prog_active
 ffffffffc0000000 t br_forward\t[bridge]
+ffffffffc0000080 d of_a_module\t[bridge]
 ffffffffc0000100 t bpf_prog_6deef7357e7b4530_x\t[bpf]
 """
 
@@ -27,6 +29,14 @@ ffffffffc0000100 t bpf_prog_6deef7357e7b4530_x\t[bpf]
 @pytest.fixture(scope="module")
 def symbols() -> Symbols:
     return Symbols(KALLSYMS)
+
+
+def test_variables_have_addresses_and_of_a_cpus_offsets(symbols: Symbols) -> None:
+    assert symbols.variable("init_net") == 0xFFFFFFFF81100400
+    assert symbols.variable("bpf_prog_active") == 0x2C570
+    for name in ("kfree_skb", "of_a_module", "nothing_of_this_name"):
+        assert symbols.variable(name) is None
+    assert Symbols(b"0000000000000000 T ip_rcv\n0000000000000000 D init_net\n").variable("init_net") is None
 
 
 def test_names_have_all_their_addresses_and_modules(symbols: Symbols) -> None:

@@ -66,6 +66,18 @@ def test_a_packet_without_its_entry_has_lost_its_beginning():
     assert packets.index[~packets["complete"]].tolist() == [5]
 
 
+def test_a_packet_that_was_seen_while_the_kernel_skipped_programs_may_lack_hops():
+    made = capture(20, seed=6)
+    (hops,) = np.nonzero(made.events["packet"] == 7)
+    made.events["flags"][hops[1:3]] |= EVENT_FLAGS["skipped"]
+    recording = made.recording()
+    assert recording.packets.index[~recording.packets["complete"]].tolist() == [7]
+    assert (recording.quality["probe_misses"], recording.quality["incomplete"]) == (2, 1)
+    assert "2 probe hits were skipped by the kernel: 1 packets may lack hops" in recording.text()
+    made.counters["probe_misses"] = 41
+    assert made.recording().quality["probe_misses"] == 41
+
+
 @pytest.mark.parametrize("counter", ["events_lost", "events_over", "facts_lost", "packets_untracked", "probe_misses"])
 def test_each_loss_is_loud(counter):
     made = capture(5)

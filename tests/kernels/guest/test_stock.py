@@ -362,10 +362,16 @@ def reused(lab: Lab, count: int, functions: str | list[str], note: Note) -> None
     entries = np.flatnonzero(events.hops["flags"] & EVENT_FLAGS["entry"])
     assert entries.tolist() == events.first.tolist()
     assert len(packets) == count
-    assert packets["complete"].all()
     assert set(packets["verdict"]) == {"delivered"}
     assert (cap.df["flow"].groupby(level="packet", observed=True).nunique() == 1).all()
     assert buffers < count / 2, "addresses were in fact reused"
+    # What may lack a hop says so, but where the kernel skipped a program between two that could tell.
+    misses, whole = cap.quality["probe_misses"], packets["complete"]
+    untold = whole & (packets["hops"] < packets["hops"].mode()[0])
+    note("skipped", f"{misses} hits, {(~whole).sum()} packets that say so, {untold.sum()} that do not")
+    assert whole.all() or misses
+    assert whole.mean() > 0.9
+    assert untold.sum() <= misses
 
 
 @pytest.mark.only("5.10", "6.12")  # single kprobes, kprobe.multi
@@ -373,12 +379,11 @@ def test_buffers_are_reused_and_packets_stay_apart(lab: Lab, record_property: No
     reused(lab, 5000, "default", record_property)
 
 
-@pytest.mark.only("5.10", "6.1", "6.12")  # on 7.2 the kernel skips some twenty programs of 700,000: see `probe_misses`
 def test_buffers_are_reused_by_fifty_thousand(lab: Lab, record_property: Note) -> None:
     """In few functions: so many hops of all of them take an emulated processor too long to look at.
 
-    The first of them is where a sender's packets are new. Where the kernel has skipped the program that would have seen
-    a packet's end (`probe_misses`), that tells the next one in its place.
+    The first of them is where a sender's packets are new, and tells the next one in its place where the kernel skipped
+    the program that would have seen an end (`probe_misses`). On 7.2 it skips some at a time, also at the beginnings.
     """
     few = ["__ip_local_out", "ip_output", "ip_rcv", "__udp_enqueue_schedule_skb"]
     reused(lab, 50_000, few, record_property)
