@@ -183,12 +183,32 @@ static __always_inline int is_handed_up_anew(const struct path *path, const stru
 	       !BITS(view, sk_buff__cloned);
 }
 
+/* What was received last, and is with a sender again, has not come this way: on the loopback interface a packet has lost
+ * its sender, and to a device of another namespace it would have been sent first. (A bridge sends on what still has its
+ * sender, but in its own namespace.) */
+#define LOOPBACK_IFINDEX 1
+#ifndef FUNC_tc_ingress
+#define FUNC_tc_ingress 0xffff
+#endif
+
+static __always_inline int is_elsewhere(const struct path *path, const struct sk_buff_view *view)
+{
+	u32 netns;
+
+	if (!(path->kind & KIND_RECEIVE) && path->func != FUNC_tc_ingress)
+		return 0;
+	if (path->ifindex == LOOPBACK_IFINDEX)
+		return 1;
+	netns = read_u32(read_pointer(sk_buff_device(view), net_device__nd_net), net__ns_inum);
+	return netns >= NETNS_LOWEST && path->netns && netns != path->netns;
+}
+
 /* Whether a buffer that is followed is another packet's by now. An sk_buff that shares its buffer, or ever did, says
- * so; else there is one only, and a packet that is tunnelled or sent on keeps it. Where a sender's packets are new (the
- * first ranks, asked.h) the same sk_buff and the same buffer may have come together again by chance. What was at a
- * socket before does not come there, but with IPVS, whose packets have no sender; nor on to a device, where the programs
- * at the first ranks were skipped (skipped.h). Nor does what was received come to the first ranks late, but from a
- * device, which tunnels it. */
+ * so; else there is one only, and a packet that is tunnelled or sent on keeps it. But the same sk_buff and the same buffer
+ * may have come together again by chance. Where a sender's packets are new (the first ranks, asked.h) what was at a
+ * socket before does not come, but with IPVS, whose packets have no sender; nor does what was received come there late,
+ * but from a device, which tunnels it. Behind, up to the device, these are met where the programs at the first ranks
+ * were skipped (skipped.h). */
 #define RANK_NEW    2
 #define RANK_DEVICE 6
 #define LATE	    1000000 /* ns */
@@ -200,7 +220,9 @@ static __always_inline int is_reused(const struct path *path, const struct sk_bu
 		return 0;
 	if (path->skb != view->skb)
 		return 1;
-	if (path->kind & KIND_SOCKET && rank - 1 < RANK_DEVICE)
+	if (rank - 1 >= RANK_DEVICE)
+		return 0;
+	if (path->kind & KIND_SOCKET || is_elsewhere(path, view))
 		return read_pointer(view->skb, sk_buff__sk) != 0;
 	return rank - 1 < RANK_NEW && !(path->kind & (KIND_BIRTH | KIND_DEVICE)) && now - path->seen > LATE;
 }

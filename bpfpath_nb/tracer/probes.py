@@ -181,6 +181,7 @@ def plan(request: Request, kernel: Kernel, *, with_kprobes: bool) -> Plan:
     made = Plan()
     if request.functions != "drops":  # who wants drops only, wants little cost: no program on any interface
         for name in DIRECTIONS:
+            made.macros[f"FUNC_{name}"] = len(made.probes)
             made.probes.append(Probe(name, "tc", name, name, cookie=len(made.probes) | ENTRY << 16 | _upper(name)))
     if with_kprobes and request.functions != "drops":
         _plan_functions(made, request, kernel)
