@@ -6,8 +6,8 @@
  * nobody's. Asking is what other traffic pays, so what an entry refused is not asked about again at the entries that
  * come behind it. Each entry has a rank in the order in which one packet passes them, from the socket's send function
  * to the receiving side of a device. A buffer that this CPU saw refused last, and that appears at a higher rank, is
- * that packet's still; at the same rank or a lower one it is another's. What ends gives its buffer back, and so is
- * forgotten.
+ * that packet's still; at the same rank or a lower one it is another's. What is dropped gives its buffer back, and so is
+ * forgotten; what was sent may be used up without a word, so that a receiving side asks for itself.
  *
  * TC programs ask always: they see all of a packet, and its addresses as they are on the wire. So does whatever a
  * packet may meet first. What is missed by an entry in between (addresses that were translated before it) is found
@@ -27,6 +27,8 @@ static __always_inline int was_refused(u64 head, u32 rank)
 	struct refusal *last = refusals.lookup(&zero);
 
 	if (!last || last->head != head || last->rank >= rank)
+		return 0;
+	if (last->rank <= RANK_DEVICE && rank > RANK_DEVICE)
 		return 0;
 	last->rank = rank;
 	return 1;

@@ -285,7 +285,7 @@ PACKETS: Final = (
         "where", "category", "the function that decided the verdict; of a dropped one, the function that gave it up"
     ),
     Column("parent", "UInt32", "the packet that it was copied or cut from"),
-    Column("complete", "bool", "whether no hop of it can be missing: False where events or hits were lost meanwhile"),
+    Column("complete", "bool", "False where events were lost meanwhile, or it was seen while programs were skipped"),
     Column("merged_into", "UInt32", "the packet that receiving made it part of: merged (GRO), or as a fragment"),
 )
 
@@ -391,7 +391,7 @@ QUALITY: Final = (
     Column("events_over", "int", "events that came after `max_events` was reached, and were not kept"),
     Column("facts_lost", "int", "headers snapshots and process names that found their ring full"),
     Column("packets_untracked", "int", "packets that matched but could not be followed, too many were under way"),
-    Column("probe_misses", "int", "probe hits that the kernel skipped; before 6.7, which does not count, at least"),
+    Column("probe_misses", "int", "probe hits that the kernel says it skipped; before 6.7 hops seen meanwhile"),
     Column("returns_lost", "int", "calls whose return was not seen, where returns are traced"),
     Column("packets_sampled_out", "int", "packets that matched and were not followed, as `sample` asks"),
     Column("ends_unseen", "int", "packets whose end was not seen, though their buffer was in use again"),

@@ -3,7 +3,7 @@
 Whatever packet was alive when events were lost (`jumps`) may lack a hop. A packet is alive from its first hop until its
 last, or until the end of the capture where its end was not seen; one whose entry was not seen (its first hop is not
 flagged `entry`) has lost its beginning in any case. So may one that was seen by a program while the kernel skipped
-others on that CPU (a hop that is flagged `skipped`).
+others on that CPU (a hop that is flagged `skipped`); what was skipped between two such programs is not known.
 
 What was lost after a CPU's last event leaves no jump. The counters `events_lost` and `events_over` tell how much
 there was in all, and where they exceed the jumps, every packet that was not seen to end is taken as touched.
@@ -100,8 +100,8 @@ def losses(events: Events) -> dict[str, int]:
 
 
 def _counted(events: Events) -> dict[str, int]:
-    """The counters of losses. Kernels before 6.7 skip probe hits and do not count them; the hops that were seen
-    meanwhile are at least some."""
+    """The counters of losses. Where the kernel counts no skipped hits (before 6.7), the hops that were seen while it
+    would have skipped some stand for them."""
     counted = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
     seen = int(np.count_nonzero(events.hops["flags"] & EVENT_FLAGS["skipped"]))
-    return counted | {"probe_misses": max(counted["probe_misses"], seen)}
+    return counted | {"probe_misses": counted["probe_misses"] or seen}

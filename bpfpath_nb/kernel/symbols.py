@@ -163,8 +163,12 @@ class Symbols:
     def variable(self, name: str) -> int | None:
         """The address of a variable of the kernel's own, of a CPU's the offset from what `__per_cpu_offset` says; None
         where the kernel does not list variables (CONFIG_KALLSYMS_ALL), has none of that name, or hides addresses."""
-        found = re.search(rf"^([0-9a-f]{{{_ADDRESS}}}) [aAbBdDrRV] {re.escape(name)}$", self._data, re.MULTILINE)
-        return None if found is None or self.hidden else int(found[1], 16)
+        at = -1
+        while not self.hidden and (at := self._data.find(f" {name}\n", at + 1)) >= 0:
+            line = self._data[max(0, at - _ADDRESS - 2) : at]
+            if len(line) == _ADDRESS + 2 and line[-1] in "aAbBdDrRV":
+                return int(line[:_ADDRESS], 16)
+        return None
 
     def spans(self, name: str) -> list[tuple[int, int]]:
         """Where each copy of a function begins and where the next function does; empty where there is none, or

@@ -94,8 +94,12 @@ RANKS = {
 """Entries in the order in which one packet passes them (bpf/asked.h)."""
 AT_DEVICES = ("driver", "tc", "bridge", "qdisc")
 """Layers in which a packet is at a device, or on its way from one to another."""
-FROM_SOCKETS = ("skb_copy_datagram_from_iter", "sock_wfree", "__sock_wfree", "tcp_wfree")
-"""Functions of the layer `socket` on the way out; all others of the catalogue's are on the way in."""
+BESIDE_SOCKETS = (
+    "skb_copy_datagram_from_iter", "sock_wfree", "__sock_wfree", "tcp_wfree",
+    "packet_rcv", "tpacket_rcv",
+)  # fmt: skip
+"""Functions of the layer `socket` on the way out, or that look at what is under way to others; all others of the
+catalogue's are on the way in."""
 TO_SOCKETS = ("__udp_enqueue_schedule_skb", "tcp_add_backlog", "tcp_data_queue", "tcp_data_queue_ofo", "tcp_queue_rcv")
 """Functions of other layers that put a packet into a socket's queue."""
 NO_ARGUMENT = 15
@@ -349,7 +353,7 @@ def _kind(request: Request, name: str, described: Function | Tracepoint | None, 
     kind = ENTRY if _is_entry(request, entry) else 0
     kind |= AGAIN if request.match == "entry" and entry and name in RANKS.keys() - set(DRIVERS) else 0
     kind |= DEVICE if layer in AT_DEVICES else 0
-    kind |= AT_SOCKET if name in TO_SOCKETS or (layer == "socket" and described and name not in FROM_SOCKETS) else 0
+    kind |= AT_SOCKET if name in TO_SOCKETS or (layer == "socket" and described and name not in BESIDE_SOCKETS) else 0
     kind |= BIRTH if entry == "send" and layer == "ip" else 0  # what is cut into fragments or segments, is cut below
     return kind | (RECEIVE if entry == "receive" and layer == "driver" else 0)
 
