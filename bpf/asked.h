@@ -7,7 +7,8 @@
  * come behind it. Each entry has a rank in the order in which one packet passes them, from the socket's send function
  * to the receiving side of a device. A buffer that this CPU saw refused last, and that appears at a higher rank, is
  * that packet's still; at the same rank or a lower one it is another's. What is dropped gives its buffer back, and so is
- * forgotten; what was sent may be used up without a word, so that a receiving side asks for itself.
+ * forgotten; what was sent may be used up unnoticed, so that a receiving side asks for itself. (What waits on one side
+ * and ends on another CPU is not noticed. A packet socket's next one, in that buffer, begins at TC.)
  *
  * TC programs ask always: they see all of a packet, and its addresses as they are on the wire. So does whatever a
  * packet may meet first. What is missed by an entry in between (addresses that were translated before it) is found

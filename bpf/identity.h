@@ -185,7 +185,7 @@ static __always_inline int is_handed_up_anew(const struct path *path, const stru
 
 /* What was received last, and is with a sender again, has not come this way: on the loopback interface a packet has lost
  * its sender, and to a device of another namespace it would have been sent first. (A bridge sends on what still has its
- * sender, but in its own namespace.) */
+ * sender, but in its own namespace.) This is known only where its reception was the last that was seen of it. */
 #define LOOPBACK_IFINDEX 1
 #ifndef FUNC_tc_ingress
 #define FUNC_tc_ingress 0xffff

@@ -5,9 +5,9 @@
  * It does on a CPU while it runs one of them there already, while it handles any kprobe, and while it works on a map for
  * user space. What interrupts that passes those functions unseen; and where whoever does it may be preempted meanwhile
  * (programs of functions are since Linux 7.2), so does whatever runs instead. The kernel counts most of what it skips
- * since 6.7, but does not say whose hops they were. Programs of tracepoints and of TC are not skipped then: they look
- * whether others would be, and a hop of theirs tells that the packet may lack some. What is skipped between two of them
- * is not told.
+ * since 6.7, but does not say whose hops they were. Programs of tracepoints and of TC are not skipped then: their hops
+ * look whether others would be, and tell that the packet may lack some. What is skipped between two of them is not told;
+ * and a packet too many is where somebody else's kprobe is handled, which kprobe.multi would not mind.
  *
  * Three variables of the kernel know, two of them the CPU's own; user space finds them in kallsyms. Where it does not,
  * nobody knows.

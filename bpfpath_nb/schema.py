@@ -391,7 +391,7 @@ QUALITY: Final = (
     Column("events_over", "int", "events that came after `max_events` was reached, and were not kept"),
     Column("facts_lost", "int", "headers snapshots and process names that found their ring full"),
     Column("packets_untracked", "int", "packets that matched but could not be followed, too many were under way"),
-    Column("probe_misses", "int", "probe hits that the kernel says it skipped; before 6.7 hops seen meanwhile"),
+    Column("probe_misses", "int", "probe hits that the kernel skipped, as it counts them; before 6.7 at least"),
     Column("returns_lost", "int", "calls whose return was not seen, where returns are traced"),
     Column("packets_sampled_out", "int", "packets that matched and were not followed, as `sample` asks"),
     Column("ends_unseen", "int", "packets whose end was not seen, though their buffer was in use again"),

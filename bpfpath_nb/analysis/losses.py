@@ -11,6 +11,7 @@ there was in all, and where they exceed the jumps, every packet that was not see
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,7 @@ LOSS_COUNTERS: Final = ("events_lost", "events_over", "facts_lost", "packets_unt
 
 
 def complete(events: Events) -> npt.NDArray[np.bool_]:
-    """Of each packet whether no hop of it can be missing."""
+    """Of each packet whether no hop of it is known to be in danger: nothing was lost while it was alive."""
     flags = events.hops["flags"]
     if not len(events):
         return np.empty(0, bool)
@@ -100,8 +101,15 @@ def losses(events: Events) -> dict[str, int]:
 
 
 def _counted(events: Events) -> dict[str, int]:
-    """The counters of losses. Where the kernel counts no skipped hits (before 6.7), the hops that were seen while it
-    would have skipped some stand for them."""
+    """The counters of losses. Kernels before 6.7 do not count all hits that they skip; there the hops that were seen
+    while one would have been are at least some."""
     counted = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
-    seen = int(np.count_nonzero(events.hops["flags"] & EVENT_FLAGS["skipped"]))
-    return counted | {"probe_misses": counted["probe_misses"] or seen}
+    seen = (
+        0 if _counts_skipped(events.start.release) else np.count_nonzero(events.hops["flags"] & EVENT_FLAGS["skipped"])
+    )
+    return counted | {"probe_misses": max(counted["probe_misses"], int(seen))}
+
+
+def _counts_skipped(release: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return numbers is None or (int(numbers[1]), int(numbers[2])) >= (6, 7)

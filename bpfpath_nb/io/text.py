@@ -152,7 +152,7 @@ def loss_lines(recording: Recording) -> list[str]:
         "events_over": "events came after `max_events` was reached and were not kept",
         "facts_lost": "headers or process names were lost: some flows and names are unknown",
         "packets_untracked": "matching packets were not followed, too many were under way",
-        "probe_misses": "probe hits were skipped by the kernel: packets lack hops that nobody saw",
+        "probe_misses": "probe hits were skipped by the kernel: packets may lack hops",
         "returns_lost": "calls were not seen to return",
     }
     lines = [f"{count} {told[name]}" for name, count in losses(recording.events).items()]

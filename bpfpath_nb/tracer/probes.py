@@ -67,7 +67,7 @@ SKBUFF_LARGEST = 1 << 20
 ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, BIRTH, COPY = 1, 2, 4, 8, 16, 32, 128, 256
 RELEASE, AGAIN, AT_SOCKET = 512, 1024, 2048
 DRIVERS = (
-    "napi_gro_receive", "napi_gro_receive_entry", "napi_gro_frags_entry", "netif_receive_skb_entry",
+    "napi_gro_receive", "gro_receive_skb", "napi_gro_receive_entry", "napi_gro_frags_entry", "netif_receive_skb_entry",
     "netif_receive_skb_list_entry",
 )  # fmt: skip
 """Where a driver hands up what it received: nothing that is known of the buffer says anything of the packet."""
@@ -76,12 +76,14 @@ RANKS = {
     for rank, names in enumerate(
         (
             ("ip_send_skb", "ip6_send_skb"),
-            ("__ip_local_out", "__ip6_local_out", "nf_output"),
+            ("__ip_local_out", "ip_local_out", "__ip6_local_out", "ip6_local_out", "nf_output"),
             ("ip_output", "ip_mc_output", "ip6_output", "arp_xmit"),
-            ("__dev_queue_xmit", "net_dev_queue"),
+            ("__dev_queue_xmit", "dev_queue_xmit", "net_dev_queue"),
             ("tc_egress",),
             ("net_dev_start_xmit",),
-            ("netif_rx_internal", "netif_rx_entry", "netif_rx_ni_entry"),
+            ("__netif_rx",),
+            ("netif_rx_entry", "netif_rx_ni_entry"),
+            ("netif_rx_internal",),
             ("netif_rx",),
             DRIVERS,
             ("netif_receive_skb",),

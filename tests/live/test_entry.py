@@ -1,12 +1,14 @@
-"""Packets that routing refuses on their way out: they never come to an interface, where TC would see them."""
+"""Where a packet is met first, whatever becomes of it, and whatever lay in its buffer before."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -16,6 +18,8 @@ from bpfpath_nb.lab.faults import Drop
 from bpfpath_nb.lab.scene import Scene, inside
 
 PORT = 7410
+SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
 @pytest.mark.parametrize(("match", "seen"), [("entry", 3), ("tc", 0)])
@@ -35,13 +39,43 @@ def test_what_routing_refuses_before_any_interface_is_seen_where_packets_set_out
     assert not set(cap.df["func"]) & {"tc_egress", "net_dev_queue"}
 
 
-SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+@contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """Stay on the first."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
-@pytest.mark.parametrize("end", ["dropped", "read"])
-def test_what_was_refused_says_nothing_of_the_next_packet_in_its_buffer(lab: Lab, end: str) -> None:
-    """The allocator gives a CPU first what it freed last. Past the queue a packet is met where its receiver has it."""
+def begins(capture: Capture, count: int) -> set[str]:
+    """The functions in which the packets to `PORT` were met first, of which there are so many."""
+    sent = capture.packets.index[capture.packets["dport"] == PORT]
+    assert len(sent) == count
+    return set(capture.df.loc[sent].groupby(level="packet")["func"].first())
+
+
+def test_a_sender_begins_where_it_sends_in_the_buffer_of_what_was_refused_and_dropped(lab: Lab) -> None:
+    """The allocator gives a CPU first what it freed last."""
+    count = 50
+    with Scene(lab) as scene, Capture(f"udp port {PORT}", namespaces=[lab.names["client"]]) as cap:
+        out = scene.open_socket("client")
+        with on_one_cpu(), Drop(lab, "client", f"udp dport {PORT + 1}", "output") as drop:
+            for _ in range(count):
+                with suppress(PermissionError):  # what a sender is told of such a drop
+                    out.sendto(b"other", (scene.server, PORT + 1))
+                out.sendto(b"ours!", (scene.server, PORT))
+            dropped = drop.packets
+        cap.wait(packets=count, seconds=30)
+
+    assert dropped == count
+    assert begins(cap, count) <= {"nf_output", "ip_send_skb"}
+
+
+def test_a_receiver_begins_where_it_receives_in_the_buffer_of_what_was_refused_and_read(lab: Lab) -> None:
+    """Past the queue a packet is met where its receiver has it."""
     count = 50
     with Scene(lab) as scene, Capture(f"udp port {PORT}") as cap:
         datagram = wire.udp(scene.client, scene.server, 4000, PORT, b"ours")
@@ -56,19 +90,14 @@ def test_what_was_refused_says_nothing_of_the_next_packet_in_its_buffer(lab: Lab
             fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"tun7", IFF_TUN | IFF_NO_PI))
         scene.run("client", "ip address add 10.77.1.1/24 dev tun7")
         scene.run("client", "ip link set tun7 up")
-        allowed = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(allowed)})
-        with Drop(lab, "client", f"udp dport {PORT + 1}", "output") as drop:
+        with on_one_cpu():
             for _ in range(count):
-                with suppress(PermissionError):  # what a sender is told of such a drop
-                    other.sendto(bytes(len(packet)), ("10.77.1.2", PORT + 1 if end == "dropped" else PORT + 2))
-                while end == "read" and not os.read(tun, 2000).endswith(bytes(len(packet))):
-                    pass  # what IPv6 has to say of a new interface
+                other.sendto(bytes(len(packet)), ("10.77.1.2", PORT + 1))
+                read = b""
+                while not read.endswith(bytes(len(packet))):  # IPv6 has something to say of a new interface
+                    assert select.select([tun], [], [], 5)[0]
+                    read = os.read(tun, 2000)
                 ours.send(frame)
-            dropped = drop.packets
-        os.sched_setaffinity(0, allowed)
         cap.wait(packets=count, seconds=5)
 
-    sent = cap.packets.index[cap.packets["dport"] == PORT]
-    assert (len(sent), dropped) == (count, count if end == "dropped" else 0)
-    assert set(cap.df.loc[sent].groupby(level="packet")["func"].first()) == {"netif_rx_entry"}
+    assert begins(cap, count) == {"netif_rx_entry"}

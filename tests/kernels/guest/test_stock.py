@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_entry import test_a_sender_begins_where_it_sends_in_the_buffer_of_what_was_refused_and_dropped
 from test_losses import BLAST, SINK
 from test_out_of_order import test_segments_behind_a_lost_one_wait_out_of_order
 
@@ -35,7 +36,10 @@ from bpfpath_nb.start import StartRecord
 from bpfpath_nb.tracer.kprobes import skipping
 from bpfpath_nb.tracer.syscall import program_ids
 
-__all__ = ["test_segments_behind_a_lost_one_wait_out_of_order"]  # as it is there
+__all__ = [  # as they are there
+    "test_a_sender_begins_where_it_sends_in_the_buffer_of_what_was_refused_and_dropped",
+    "test_segments_behind_a_lost_one_wait_out_of_order",
+]
 
 RELEASE = os.uname().release
 VERSION = tuple(int(part) for part in re.findall(r"\d+", RELEASE)[:2])
@@ -111,7 +115,7 @@ for _ in range(12):
 
 # Has the kernel copy the large value of a map, on one processor; meanwhile it skips programs of functions there.
 COPY = """
-import ctypes, os, resource, struct, sys, time
+import ctypes, os, resource, struct, time
 os.sched_setaffinity(0, [0])
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # before 5.11
 bpf = lambda command, given: call(321, command, given, len(given))
@@ -122,7 +126,7 @@ key, value = ctypes.create_string_buffer(4), ctypes.create_string_buffer(1 << 19
 look_up = struct.pack("=I4xQQQ", made, ctypes.addressof(key), ctypes.addressof(value), 0)
 look_up = ctypes.create_string_buffer(look_up, len(look_up))
 print("up", flush=True)
-end = time.monotonic() + float(sys.argv[1])
+end = time.monotonic() + 120
 while time.monotonic() < end:
     assert bpf(1, look_up) == 0, os.strerror(ctypes.get_errno())
 """
@@ -380,20 +384,21 @@ def reused(lab: Lab, count: int, functions: str | list[str], note: Note) -> None
     note("reuse", f"{len(packets)} packets with {len(events)} hops in {buffers} sk_buffs")
     entries = np.flatnonzero(events.hops["flags"] & EVENT_FLAGS["entry"])
     assert entries.tolist() == events.first.tolist()
-    assert set(packets["verdict"]) == {"delivered"}
     assert buffers < count / 2, "addresses were in fact reused"
     # What may lack a hop says so, but where the kernel skipped a program between two that could tell. Two packets are
     # one only where it skipped the end of one and the beginning of the next.
     misses, whole = cap.quality["probe_misses"], packets["complete"]
     ends = events.hops["flags"] & EVENT_FLAGS["end"] != 0  # of the last to be read the kernel keeps some (5.18)
     passed = pd.Series(events.hops["packet"][~ends]).value_counts().reindex(packets.index)
-    untold = whole & (passed < passed.mode()[0])
-    note("skipped", f"{misses} hits, {(~whole).sum()} packets that say so, {untold.sum()} that do not")
+    untold = int((whole & (passed < passed.mode()[0])).sum())
+    mixed = int((cap.df["flow"].groupby(level="packet", observed=True).nunique() != 1).sum())
+    missing = count - len(packets)
+    note("skipped", f"{misses} hits, {(~whole).sum()} packets that say so, {untold} that do not, {missing} in others")
+    assert set(packets["verdict"][whole]) == {"delivered"}
     assert whole.all() or misses
     assert whole.mean() > 0.9
-    assert untold.sum() <= misses
-    assert 0 <= count - len(packets) <= min(10, misses, (~whole).sum())
-    assert (cap.df["flow"].groupby(level="packet", observed=True).nunique()[whole] == 1).all()
+    assert untold <= misses
+    assert mixed <= missing <= min(10, misses)
 
 
 @pytest.mark.only("5.10", "6.12")  # single kprobes, kprobe.multi
@@ -418,18 +423,20 @@ def test_what_passes_while_the_kernel_skips_programs_says_so(lab: Lab, record_pr
     with Scene(lab) as scene, Capture("udp port 7910", functions=few, timeout=900) as cap:
         rate = "dev eth0 root tbf rate 120kbit burst 1600 limit 100000"
         scene.change("client", f"tc qdisc add {rate}", "tc qdisc del dev eth0 root")
-        copying = lab.popen("client", plain(COPY, "8"), stdout=subprocess.PIPE)
+        copying = lab.popen("client", plain(COPY), stdout=subprocess.PIPE)
         assert copying.stdout is not None
         assert copying.stdout.readline() == "up\n"
         done = lab.run("client", ["taskset", "-c", "0", *plain(SEND, scene.router, "7910", "300")], timeout=300)
         assert done.returncode == 0, done.stderr
         settled(cap, 300)
-        assert copying.wait(60) == 0
+        assert copying.poll() is None
+        copying.terminate()
+        copying.wait(60)
     packets, events = cap.packets, cap.recording.events
     seen = events.hops["packet"][events.hops["flags"] & EVENT_FLAGS["skipped"] != 0]
     record_property("skipped", f"{cap.quality['probe_misses']} hits, {len(seen)} hops seen meanwhile")
     assert len(packets) == 300
-    assert 0 < len(np.unique(seen)) < 300
+    assert len(seen) > 0
     assert packets.index[~packets["complete"]].tolist() == np.unique(seen).tolist()
     assert cap.quality["probe_misses"] > 0
     assert "probe hits were skipped" in cap.text()
