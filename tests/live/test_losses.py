@@ -379,6 +379,9 @@ def test_what_the_kernel_skips_is_counted(lab: Lab) -> None:
                 lab.run("client", ["python3", "-c", INTERRUPTED, scene.router, str(count)], timeout=60)
                 sent += count
                 time.sleep(0.3)
+            late = time.monotonic() + 10  # on a busy machine the timer's last packets are
+            while sent - len(cap.df) > cap.quality["probe_misses"] and time.monotonic() < late:
+                time.sleep(0.1)
 
     missed = sent - len(cap.df)
     assert missed > 0, "each is dropped once, somewhere"
