@@ -140,12 +140,16 @@ def test_depths_and_durations_are_those_of_function_graph() -> None:
     for packet, shown in zip(cap.packets.index, theirs, strict=True):
         hops = df.loc[packet]
         hops = hops[hops["probe"] == "kprobe"]
-        ours = list(zip(hops["depth"].tolist(), hops["func"].astype(str), strict=True))
-        ours = [(depth, name) for depth, name in ours if name in FUNCTIONS]
-        assert ours == [(depth, name) for depth, name, _ in shown]
-    # Both measure with the cost of their own probes within; of nested calls the outermost has most of it.
-    last = df.loc[cap.packets.index[-1]].set_index("func")["duration"].dropna() / pd.Timedelta("1us")
-    for _, name, lasted in theirs[-1]:
-        print(f"{name:30} {last[name]:10.1f} us here, {lasted:10.1f} us by function_graph")
-        assert last[name] < 20 * lasted + 500
-        assert lasted < 20 * last[name] + 500
+        calls = list(zip(hops["depth"].tolist(), hops["func"].astype(str), strict=True))
+        calls = [(depth, name) for depth, name in calls if name in FUNCTIONS]
+        assert calls == [(depth, name) for depth, name, _ in shown]
+    # Both measure with the cost of their own probes within; of nested calls the outermost has most of it. The shortest
+    # of the three is the one in which the emulator did least else.
+    ours = df["duration"].dropna().groupby(df["func"].astype(str)).min() / pd.Timedelta("1us")
+    shortest = pd.DataFrame([call for shown in theirs for call in shown], columns=["depth", "func", "lasted"])
+    shortest = shortest.groupby("func")["lasted"].min()
+    assert len(shortest) > 3
+    for name, lasted in shortest.items():
+        print(f"{name:30} {ours[name]:10.1f} us here, {lasted:10.1f} us by function_graph")
+        assert ours[name] < 20 * lasted + 500
+        assert lasted < 20 * ours[name] + 500
