@@ -420,23 +420,23 @@ def test_buffers_are_reused_by_fifty_thousand(lab: Lab, record_property: Note) -
 def test_what_passes_while_the_kernel_skips_programs_says_so(lab: Lab, record_property: Note) -> None:
     """A queue's timer sends, and interrupts a process for which the kernel copies from a map."""
     assert len(skipping(Kernel.running().symbols)) == 3
-    few = ["__ip_local_out", "ip_output", "ip_rcv", "__udp4_lib_rcv"]
+    few, count = ["__ip_local_out", "ip_output", "ip_rcv", "__udp4_lib_rcv"], 1000
     with Scene(lab) as scene, Capture("udp port 7910", functions=few, timeout=900) as cap:
-        rate = "dev eth0 root tbf rate 120kbit burst 1600 limit 100000"
+        rate = "dev eth0 root tbf rate 120kbit burst 1600 limit 200000"
         scene.change("client", f"tc qdisc add {rate}", "tc qdisc del dev eth0 root")
         copying = lab.popen("client", plain(COPY), stdout=subprocess.PIPE)
         assert copying.stdout is not None
         assert copying.stdout.readline() == "up\n"
-        done = lab.run("client", ["taskset", "-c", "0", *plain(SEND, scene.router, "7910", "300")], timeout=300)
+        done = lab.run("client", ["taskset", "-c", "0", *plain(SEND, scene.router, "7910", str(count))], timeout=300)
         assert done.returncode == 0, done.stderr
-        settled(cap, 300)
+        settled(cap, count)
         assert copying.poll() is None
         copying.terminate()
         copying.wait(60)
     packets, events = cap.packets, cap.recording.events
     seen = events.hops["packet"][events.hops["flags"] & EVENT_FLAGS["skipped"] != 0]
     record_property("skipped", f"{cap.quality['probe_misses']} hits, {len(seen)} hops seen meanwhile")
-    assert len(packets) == 300
+    assert len(packets) == count
     assert len(seen) > 0
     assert packets.index[~packets["complete"]].tolist() == np.unique(seen).tolist()
     assert cap.quality["probe_misses"] > 0
