@@ -104,10 +104,10 @@ def _counted(events: Events) -> dict[str, int]:
     """The counters of losses. Kernels before 6.7 do not count all hits that they skip; there the hops that were seen
     while one would have been are at least some."""
     counted = {name: events.counters.get(name, 0) for name in LOSS_COUNTERS}
-    seen = (
-        0 if _counts_skipped(events.start.release) else np.count_nonzero(events.hops["flags"] & EVENT_FLAGS["skipped"])
-    )
-    return counted | {"probe_misses": max(counted["probe_misses"], int(seen))}
+    if not _counts_skipped(events.start.release):
+        seen = int(np.count_nonzero(events.hops["flags"] & EVENT_FLAGS["skipped"]))
+        counted["probe_misses"] = max(counted["probe_misses"], seen)
+    return counted
 
 
 def _counts_skipped(release: str) -> bool:

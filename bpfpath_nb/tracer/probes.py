@@ -353,7 +353,7 @@ def reason_macros(kernel: Kernel) -> dict[str, int]:
 def _kind(request: Request, name: str, described: Function | Tracepoint | None, layer: str) -> int:
     entry = described.entry if described else ""
     kind = ENTRY if _is_entry(request, entry) else 0
-    kind |= AGAIN if request.match == "entry" and entry and name in RANKS.keys() - set(DRIVERS) else 0
+    kind |= AGAIN if request.match == "entry" and entry and name in RANKS and name not in DRIVERS else 0
     kind |= DEVICE if layer in AT_DEVICES else 0
     kind |= AT_SOCKET if name in TO_SOCKETS or (layer == "socket" and described and name not in BESIDE_SOCKETS) else 0
     kind |= BIRTH if entry == "send" and layer == "ip" else 0  # what is cut into fragments or segments, is cut below

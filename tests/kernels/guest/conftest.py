@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "live"))  # for the traffic and the tests that are the same there
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for what they share
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `relay`
+sys.path.insert(0, str(Path(__file__).parent))  # for `network`
 
 import relay
 
