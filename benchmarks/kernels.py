@@ -1,11 +1,15 @@
-"""What tracing costs on a stock kernel, beside Debian's pwru: one run in one emulated machine.
+"""What tracing costs on a stock kernel, beside Debian's pwru: in one run, in an emulated machine.
 
     make bench-kernels
 
 One process sends UDP datagrams to itself over loopback. Time per datagram is the lower quartile, each timed by itself,
 of the best of several rounds: what else the host does interrupts long runs, and would count against whoever is slower.
-After each tool the same is measured without one; the least of all these is what every tool adds to. Emulated code is
-slow, so that figures are to be compared with each other only; the host should have nothing else to do.
+After each tool the same is measured without one; the least of all these is what every tool adds to.
+
+All of it is measured twice. First in a machine whose clock counts the instructions that its processors execute: no
+processor takes the same time for each, but the figures are the same in every run. Then by the time that emulating
+takes: it is many times a processor's, and uneven, so that these figures are to be compared with each other only, and
+the host should have nothing else to do.
 
 For each tool and set of functions: what traffic pays that the filter does not take, what it pays that the filter takes,
 how many events arrived and were lost, and how long attaching took. `functions` of pwru are chosen by a regular
@@ -14,8 +18,8 @@ told to follow packets and to print what ours records of each hop (`ALIKE`). So 
 same functions: nobody can ask for less by these probes. Then what other traffic, and traffic that is followed, pays by
 number of probes.
 
-On the host this fetches pwru (the package of the suite, unpacked, not installed) and starts the machine with itself
-in it.
+On the host this fetches pwru (the package of the suite, unpacked, not installed) and starts the machines with itself
+in them.
 """
 
 from __future__ import annotations
@@ -68,9 +72,16 @@ class Row:
     def line(self) -> str:
         """As a row of a Markdown table; times per datagram are what the tool adds."""
         return (
-            f"| {self.tool} | {self.functions or 'all'} | {self.attach:.1f} s | {self.other - self.none:+.0f} us "
-            f"| {self.matching - self.none:+.0f} us | {self.delivered} | {self.lost} |"
+            f"| {self.tool} | {self.functions or 'all'} | {self.attach:.1f} s | {self.other - self.none:+.1f} us "
+            f"| {self.matching - self.none:+.1f} us | {self.delivered} | {self.lost} |"
         )
+
+    def beside(self, row: Row) -> str:
+        """What this one adds, as parts of what the other does."""
+        other, matching = (
+            (getattr(self, on) - self.none) / (getattr(row, on) - row.none) for on in ("other", "matching")
+        )
+        return f"{self.tool} / {row.tool}: other traffic {other:.2f}, matching traffic {matching:.2f}"
 
 
 HEAD = (
@@ -221,7 +232,9 @@ def inside(program: str, result: Path) -> None:
         names = [*on_the_way, *(name for name in every if name not in on_the_way)][:number]
         measure(ours(names, plain, watched))
     tracers.close_idle()
-    print(f"Without any, at best: {min(without):.0f} us.", HEAD, *(row.line() for row in rows), sep="\n", flush=True)
+    print(f"Without any, at best: {min(without):.1f} us.", HEAD, *(row.line() for row in rows), sep="\n", flush=True)
+    for set_of_functions in (rows[:3], rows[4:7]):
+        print(*(set_of_functions[0].beside(row) for row in set_of_functions[1:]), sep="\n", flush=True)
 
 
 def fetch(folder: Path) -> Path:
@@ -245,6 +258,7 @@ def main() -> None:
     arguments.add_argument("--kernel", default="6.12")
     arguments.add_argument("--pwru", help="the program, where Debian's package is not to be fetched")
     arguments.add_argument("--inside", help=argparse.SUPPRESS)
+    arguments.add_argument("--only", choices=("counted", "timed"), help="one of the two machines")
     chosen = arguments.parse_args()
     folder = ROOT / ".cache" / "pwru"
     folder.mkdir(parents=True, exist_ok=True)
@@ -252,11 +266,16 @@ def main() -> None:
         inside(chosen.pwru, Path(chosen.inside))
         return
     program = chosen.pwru or str(fetch(folder))
-    result = ROOT / "out" / "bench-kernels.json"
-    result.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "bpfpath_nb.cli", "vm", "--memory", "3G", chosen.kernel, "--"]
-    command += [sys.executable, str(Path(__file__)), "--inside", str(result), "--pwru", program]
-    raise SystemExit(subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=False).returncode)
+    (ROOT / "out").mkdir(exist_ok=True)
+    for clock, said in (("counted", "1 us is 1,000 instructions"), ("timed", "by the clock")):
+        if chosen.only in (None, clock):
+            print(f"\n{said}:", flush=True)
+            result = ROOT / "out" / f"bench-kernels-{clock}.json"
+            machine = ["--counted"] if clock == "counted" else []
+            command = [sys.executable, "-m", "bpfpath_nb.cli", "vm", "--memory", "3G", *machine, chosen.kernel, "--"]
+            command += [sys.executable, str(Path(__file__)), "--inside", str(result), "--pwru", program]
+            if status := subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=False).returncode:
+                raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@
  * leaves a gap where it is missing. Nothing can come between reading `lost` and the exchange: another event would have
  * moved the head, and there was room.
  *
- * There are as many rings as the machine has CPUs when the capture starts, with those that are offline. One that is
- * plugged in later shares another's: that works, with several writers the exchange is only slower, but to who counts by
- * CPU the numbers of both have gaps.
+ * There are as many rings as the machine has CPUs when the capture starts, with those that are offline. Those that are
+ * plugged in later share the first's: that works, with several writers the exchange is only slower, but to who counts by
+ * CPU the numbers of all have gaps.
  *
  * Kernels before 5.12 have no such exchange, and one ring of the kernel's.
  */
@@ -40,7 +40,11 @@ struct record {
 	struct event event;
 };
 
-BPF_F_TABLE("array", u32, struct cpu_ring, cpu_rings, CPUS, MAPPED);
+struct cpu_rings {
+	struct cpu_ring at[CPUS];
+};
+
+ONE_VALUE(struct cpu_rings, cpu_rings);
 BPF_F_TABLE("array", u32, struct record, records, CPUS << RECORDS_BITS, MAPPED);
 
 #define INTERRUPTED 4 /* tries: so many programs may interrupt one another */
@@ -48,30 +52,28 @@ BPF_F_TABLE("array", u32, struct record, records, CPUS << RECORDS_BITS, MAPPED);
 /* Room for an event, with its number; 0 where there is none, which is counted. */
 static __always_inline struct record *record_open(u64 *stamp)
 {
+	struct cpu_rings *all = ONLY_VALUE(cpu_rings);
 	u32 number = bpf_get_smp_processor_id();
-	u32 cpu = number < CPUS ? number : number % CPUS;
-	struct cpu_ring *ring;
+	u64 cpu = number < CPUS ? number : 0;
+	struct cpu_ring *ring = &all->at[cpu];
 	struct record *record;
 	u64 head, lost;
-	int taken = 0;
+	u32 place;
 
-	ring = cpu_rings.lookup(&cpu);
-	if (!ring)
-		return 0;
 #pragma unroll
-	for (int try = 0; try < INTERRUPTED && !taken; try++) {
+	for (int try = 0; try < INTERRUPTED; try++) {
 		head = *(volatile u64 *)&ring->head;
 		lost = *(volatile u64 *)&ring->lost;
 		if (head - *(volatile u64 *)&ring->tail >= 1 << RECORDS_BITS)
 			break;
-		taken = __sync_val_compare_and_swap(&ring->head, head, head + 1) == head;
+		if (__sync_val_compare_and_swap(&ring->head, head, head + 1) == head)
+			goto taken;
 	}
-	if (!taken) {
-		COUNT(&ring->lost);
-		return 0;
-	}
-	cpu = cpu << RECORDS_BITS | (head & ((1 << RECORDS_BITS) - 1));
-	record = records.lookup(&cpu);
+	COUNT(&ring->lost);
+	return 0;
+taken:
+	place = cpu << RECORDS_BITS | (head & ((1 << RECORDS_BITS) - 1));
+	record = records.lookup(&place);
 	if (!record)
 		return 0;
 	record->event.cpu = number; /* of this very number, not of where the program may have moved since */

@@ -66,5 +66,41 @@ static __always_inline u64 flow_of(const struct sk_buff_view *view, struct heade
 
 	if (!network || network == 0xffff)
 		return 0;
-	return flow_at(MEMBER(view, u64, sk_buff__head) + network, seen);
+	return flow_at(view->head + network, seen);
+}
+
+#ifdef HAVE_CAST
+/* Making the flow out of the addresses takes longer than to see that they are what they were: those of IPv4, and the ports
+ * behind them. TTL and checksum, which stand beside them, change at every router. (Where each look is a call, it does
+ * not.) */
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define PROTOCOL_AND_SOURCE 0x00ff0000ffffffffull
+#else
+#define PROTOCOL_AND_SOURCE 0xffffffff0000ff00ull
+#endif
+
+static __always_inline int is_same_flow(const struct path *path, const struct sk_buff_view *view)
+{
+	u16 network = MEMBER(view, u16, sk_buff__network_header);
+	struct window ip;
+
+	if (!path->network || path->network != network)
+		return 0;
+	window_open(&ip, view->head + network);
+	return !(((path->ip[0] ^ WINDOW(&ip, u64, 8)) & PROTOCOL_AND_SOURCE) |
+		 (path->ip[1] ^ WINDOW(&ip, u64, 16)));
+}
+#endif
+
+static __always_inline void remember_header(struct path *path, const struct sk_buff_view *view)
+{
+#ifdef HAVE_CAST
+	u16 network = MEMBER(view, u16, sk_buff__network_header);
+	struct window ip;
+
+	window_open(&ip, view->head + network);
+	path->network = WINDOW(&ip, u8, 0) == 0x45 ? network : 0;
+	path->ip[0] = WINDOW(&ip, u64, 8);
+	path->ip[1] = WINDOW(&ip, u64, 16);
+#endif
 }

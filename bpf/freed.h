@@ -16,7 +16,7 @@ static __always_inline int freed(void *ctx, u64 address, struct where where)
 	u64 now;
 	u64 skb = address;
 
-	if (!state || !state->tagged || !address)
+	if (!state->tagged || !address)
 		return 0;
 	freer.location = where.location;
 	path = path_at(state, address);
@@ -87,8 +87,6 @@ static __always_inline int was_read(u64 head)
 	u32 packet;
 	u64 skb;
 
-	if (!state)
-		return 0;
 	path = path_at(state, head);
 	if (!path)
 		return 0;

@@ -25,7 +25,7 @@ static __always_inline struct path *enter(struct state *state, const struct sk_b
 					  struct place *place, u64 now, int taken)
 {
 	struct path path = {};
-	u64 head = MEMBER(view, u64, sk_buff__head);
+	u64 head = view->head;
 	int error;
 
 	if (!taken && (!namespace_wanted(place) || !interface_wanted(place)))
@@ -70,7 +70,7 @@ static __always_inline int is_last(const struct sk_buff_view *view)
 		return 1;
 	end = MEMBER(view, u32, sk_buff__end);
 	bias = BITS(view, sk_buff__nohdr) ? (1 << 16) + 1 : 1;
-	return read_u32(MEMBER(view, u64, sk_buff__head), end + skb_shared_info__dataref) == bias;
+	return read_u32(view->head, end + skb_shared_info__dataref) == bias;
 }
 
 /* TCP of kernels without reasons frees what it drops without a word, as it frees what it has used. It counts it before,
@@ -82,6 +82,59 @@ static __always_inline void note_tcp_drop(const struct path *path, struct where 
 		where->func = FUNC_tcp_drop;
 	else
 		where->drop = 0;
+}
+#endif
+
+/* Programs of TC and netfilter may not ask for the process before 6.10; it is found through the task. */
+static __always_inline u32 process_of(const struct where *where)
+{
+	return where->untold ? read_u32(bpf_get_current_task(), task_struct__tgid)
+			     : bpf_get_current_pid_tgid() >> 32;
+}
+
+/* What changes from hop to hop. */
+static __always_inline void note_hop(struct path *path, const struct sk_buff_view *view,
+				     const struct where *where)
+{
+	path->func = where->func;
+	path->len = MEMBER(view, u32, sk_buff__len);
+	path->mark = MEMBER(view, u32, sk_buff__mark);
+}
+
+/* Most hops are plain: the same sk_buff is where it was, in the same process, with the addresses that it had, and the
+ * function does nothing to it that is of interest beyond the hop. What hop() does of all it has to ask comes down to this
+ * then, in half the time. 1 where it was so. */
+#if defined(HAVE_CAST) && !defined(SOCKET_UNTOLD)
+#define UNPLAIN (KIND_END | KIND_EXPAND | KIND_COPY | KIND_RELEASE)
+
+static __always_inline int plain_hop(struct state *state, struct path *path, const struct sk_buff_view *view,
+				     void *tc, const struct where *where, u64 now)
+{
+	struct place place = {.netns = path->netns, .ifindex = path->ifindex};
+	u16 flags = BITS(view, sk_buff__cloned) ? EVENT_CLONE : 0;
+
+	if (where->kind & UNPLAIN || where->call || path->skb != view->skb || is_ignored(path))
+		return 0;
+	if (!path->netns || path->dev != sk_buff_device(view) || path->pid != process_of(where))
+		return 0;
+	if ((tc && path->link == PACKET_RAW) || may_be_source(view, where->kind) || !is_same_flow(path, view))
+		return 0;
+	note_hop(path, view, where);
+	path->seen = now;
+	path->kind = where->kind;
+	if (!namespace_wanted(&place))
+		return 1;
+	if (where->beside && functions_are_skipped())
+		flags |= EVENT_SKIPPED;
+	send_event(state, path, now, view->skb, where, flags);
+	note_time(state, now);
+	return 1;
+}
+#else
+static __always_inline int plain_hop(struct state *state, struct path *path, const struct sk_buff_view *view,
+				     void *tc, const struct where *where, u64 now)
+{
+	return 0;
 }
 #endif
 
@@ -111,17 +164,18 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 	entry = where.kind & KIND_ENTRY && armed != CLOSING;
 	if (!entry && !state->tagged)
 		return 0;
-	head = read_pointer(skb, sk_buff__head);
+	head = sk_buff_open(&view, skb);
 	if (!head)
 		return 0;
 	path = state->tagged ? path_of(state, skb, head) : 0;
 	if (!path && state->tagged)
 		former = former_head(skb);
-	if (!path && !former && (!entry || (where.kind & KIND_AGAIN && was_refused(head, where.rank))))
+	if (!path && !former &&
+	    (!entry || (where.kind & KIND_AGAIN && state->tagged && was_refused(head, where.rank))))
 		return 0;
 	if (path || former)
 		now = bpf_ktime_get_ns();
-	if (sk_buff_view(&view, skb))
+	if (sk_buff_read(&view))
 		return 0;
 	if (path && (is_handed_up_anew(path, &view, where.kind) || is_reused(path, &view, where.rank, now))) {
 		if (!is_ignored(path))
@@ -129,6 +183,8 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		path_remove(state, head);
 		path = 0;
 	}
+	if (path && plain_hop(state, path, &view, tc, &where, now))
+		return 0;
 	if (path && where.kind & KIND_RELEASE && !is_last(&view))
 		return 0;
 	if (!path && former) {
@@ -175,8 +231,6 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		flags |= EVENT_ENTRY;
 	} else {
 		translated = flow && path->flow && flow != path->flow;
-		if (flow)
-			path->flow = flow;
 		/* Below the network layer a packet has a link header. One that had none yet when it got its
 		 * number is worth a second snapshot. */
 		if ((translated || (tc && path->link == PACKET_RAW)) &&
@@ -186,9 +240,7 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 			send_snapshot(state, &packet, path, now);
 		}
 	}
-	/* Programs of TC and netfilter may not ask for the process before 6.10; it is found through the task. */
-	pid = where.untold ? read_u32(bpf_get_current_task(), task_struct__tgid)
-			   : bpf_get_current_pid_tgid() >> 32;
+	pid = process_of(&where);
 	if (pid != path->pid || flags) {
 		path->pid = pid;
 		send_process(state, pid, now);
@@ -197,14 +249,16 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 	 * keeps to send again did not move while its clone travelled. */
 	if (!place.netns && path->skb == skb)
 		place.netns = path->netns;
-	path->func = where.func;
+	note_hop(path, &view, &where);
 	path->dev = dev;
 	path->protocol = header.protocol;
+	if (flow) {
+		path->flow = flow;
+		remember_header(path, &view);
+	}
 	former_netns = path->netns;
 	path->netns = place.netns;
 	path->ifindex = place.ifindex;
-	path->len = MEMBER(&view, u32, sk_buff__len);
-	path->mark = MEMBER(&view, u32, sk_buff__mark);
 #ifdef FUNC_tcp_drop
 	if (where.socket)
 		path->drops = read_u32(where.socket, sock__sk_drops);

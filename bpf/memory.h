@@ -86,6 +86,7 @@ static __always_inline void window_open(struct window *window, u64 at)
 
 struct sk_buff_view {
 	u64 skb;
+	u64 head; /* its buffer, never 0 */
 #ifdef HAVE_CAST
 	const u8 *members;
 #else
@@ -94,23 +95,44 @@ struct sk_buff_view {
 };
 
 #ifdef HAVE_CAST
-#define WINDOW(window, type, offset) LOAD_THROUGH(type, (window)->bytes, offset)
-#define MEMBER(view, type, member)   LOAD_THROUGH(type, (view)->members, member - MEMBERS_START)
+/* Each load through a cast is checked, so it takes the whole word that a number lies in; clang takes it once for all
+ * its numbers. */
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define WORD_SHIFT(type, offset) (8 * (8 - sizeof(type) - ((offset)&7)))
+#else
+#define WORD_SHIFT(type, offset) (8 * ((offset)&7))
+#endif
+#define WORD_PART_OF(type, word, offset) ((type)((word) >> WORD_SHIFT(type, offset)))
+#define WORD_PART(type, pointer, offset) WORD_PART_OF(type, LOAD_THROUGH(u64, pointer, (offset) & ~7), offset)
+#define WINDOW(window, type, offset)	 WORD_PART(type, (window)->bytes, offset)
+#define MEMBER(view, type, member)	 WORD_PART(type, (view)->members, member - MEMBERS_START)
 #else
 #define WINDOW(window, type, offset) (*(const type *)((window)->bytes + (offset)))
 #define MEMBER(view, type, member)   (*(type *)((view)->members + member - MEMBERS_START))
 #endif
 #define BITS(view, member) ((MEMBER(view, u8, member) >> member##_SHIFT) & ((1 << member##_BITS) - 1))
 
-/* 0, or not where it cannot be read. */
-static __always_inline int sk_buff_view(struct sk_buff_view *view, u64 skb)
+/* Its buffer; 0 where it has none, or cannot be read. Most sk_buffs are nobody's, and of them no more is read. */
+static __always_inline u64 sk_buff_open(struct sk_buff_view *view, u64 skb)
 {
 	view->skb = skb;
 #ifdef HAVE_CAST
 	view->members = CAST(skb + MEMBERS_START);
+	view->head = MEMBER(view, u64, sk_buff__head);
+#else
+	view->head = read_pointer(skb, sk_buff__head);
+#endif
+	return view->head;
+}
+
+/* Read its members. 0, or not where that cannot be. */
+static __always_inline int sk_buff_read(struct sk_buff_view *view)
+{
+#ifdef HAVE_CAST
 	return 0;
 #else
-	return bpf_probe_read_kernel(view->members, sizeof(view->members), (void *)(skb + MEMBERS_START));
+	return bpf_probe_read_kernel(view->members, sizeof(view->members),
+				     (void *)(view->skb + MEMBERS_START));
 #endif
 }
 

@@ -52,14 +52,14 @@ int merging_entry(struct bpf_raw_tracepoint_args *ctx)
 	u64 skb = ctx->args[0];
 	u64 head;
 
-	if (!state || !over)
+	if (!over)
 		return 0;
 	over->skb = 0;
 	if (!state->tagged)
 		return 0;
-	head = read_pointer(skb, sk_buff__head);
+	head = sk_buff_open(&view, skb);
 	path = path_at(state, head);
-	if (!path || sk_buff_view(&view, skb))
+	if (!path || sk_buff_read(&view))
 		return 0;
 	/* A driver's new packet has no network header yet; this is where GRO will find it. */
 	over->key = source_key(flow_at(MEMBER(&view, u64, sk_buff__data), &header) ^ sk_buff_device(&view));
@@ -103,7 +103,7 @@ int merging_exit(struct bpf_raw_tracepoint_args *ctx)
 	struct path *path;
 	u64 head;
 
-	if (!state || !over || !over->skb)
+	if (!over || !over->skb)
 		return 0;
 	head = over->head;
 	if (result == GRO_HELD && !is_ignored(&over->path)) {

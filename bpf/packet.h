@@ -41,14 +41,19 @@
 #define VLAN_HEADER	4
 #define HEADER_UNSET	0xffff /* mac_header of a new sk_buff; its network_header is 0 */
 
+#define PACKET_WORDS 128 /* bytes that are read in words, where clang knows which */
+
 #define PACKET_NO_VALUE -1 /* of the loads, whose values are 0 to 2^32 - 1 */
 
 struct packet {
 	u64 start; /* address of the first byte shown */
-	void *tc;  /* in a TC program its context, else 0 */
+#ifdef HAVE_CAST
+	const u8 *bytes; /* the same */
+#endif
+	void *tc; /* in a TC program its context, else 0 */
 	const struct sk_buff_view *skb;
-	u32 len;    /* all bytes from `start` */
-	u32 caplen; /* of these, those in the linear part */
+	u64 len;    /* all bytes from `start` */
+	u64 caplen; /* of these, those in the linear part */
 	u32 ahead;  /* from `data` to `start`, for bpf_skb_load_bytes() */
 	u16 link;
 	u16 vlan_tpid; /* of the tag beside the frame; 0: there is none */
@@ -86,13 +91,17 @@ static __always_inline int packet_is_vlan(u16 ethertype)
  * tag's; or a length, which is what 802.2 frames have there; a sender on a packet socket may leave the
  * protocol open). And the network header follows at once, behind at most two tags. A driver's new packet has
  * no network header yet: then `data` tells, which stands at the link header or just behind it. */
-static __always_inline int packet_is_ethernet(const struct sk_buff_view *skb, u32 data, u16 ethertype)
+static __always_inline int packet_is_ethernet(const struct sk_buff_view *skb, u64 data, u16 ethertype)
 {
-	u32 mac = MEMBER(skb, u16, sk_buff__mac_header);
-	u32 network = MEMBER(skb, u16, sk_buff__network_header);
+	u64 mac = MEMBER(skb, u16, sk_buff__mac_header);
+	u64 network = MEMBER(skb, u16, sk_buff__network_header);
 	u16 protocol = PACKET_NTOHS(MEMBER(skb, u16, sk_buff__protocol));
-	u32 between = network - mac;
-	int tagged = packet_is_vlan(ethertype);
+	u64 between = network - mac;
+	int tagged;
+
+	if (ethertype == protocol && between == ETHERNET_HEADER)
+		return 1; /* as most are */
+	tagged = packet_is_vlan(ethertype);
 
 	/* Protocols 0 and ETH_P_ALL: unknown. Below 0x600: ETH_P_802_2, ETH_P_802_3 and the like, which stand
 	 * for a length. */
@@ -111,15 +120,15 @@ static __always_inline int packet_is_ethernet(const struct sk_buff_view *skb, u3
  * there is no packet to be seen. */
 static __always_inline int packet_from_skb(struct packet *p, const struct sk_buff_view *skb, void *tc)
 {
-	u64 head = MEMBER(skb, u64, sk_buff__head);
-	u64 data64 = MEMBER(skb, u64, sk_buff__data) - head;
-	u32 data = data64;
-	u32 len = MEMBER(skb, u32, sk_buff__len);
-	u32 end = data + len - MEMBER(skb, u32, sk_buff__data_len);
-	u32 mac = MEMBER(skb, u16, sk_buff__mac_header);
-	u32 network = MEMBER(skb, u16, sk_buff__network_header);
+	u64 head = skb->head;
+	u64 data = MEMBER(skb, u64, sk_buff__data) - head;
+	u64 len = MEMBER(skb, u32, sk_buff__len);
+	u64 elsewhere = MEMBER(skb, u32, sk_buff__data_len);
+	u64 end = data + len - elsewhere;
+	u64 mac = MEMBER(skb, u16, sk_buff__mac_header);
+	u64 network = MEMBER(skb, u16, sk_buff__network_header);
 	u16 protocol = PACKET_NTOHS(MEMBER(skb, u16, sk_buff__protocol));
-	u32 start = mac;
+	u64 start = mac;
 	u16 ethertype = 0;
 	u8 version = 0;
 
@@ -133,7 +142,7 @@ static __always_inline int packet_from_skb(struct packet *p, const struct sk_buf
 	p->vlan_tpid = 0;
 	p->vlan_tci = 0;
 	/* No buffer is that large. */
-	if (!head || data64 >= 1 << 24 || len >= 1 << 24 || end > data + len)
+	if (data >= 1 << 24 || len >= 1 << 24 || elsewhere > data + len)
 		return -1;
 	if (mac != HEADER_UNSET && mac + ETHERNET_HEADER <= end) {
 		ethertype = LOAD(u16, head + mac + 12);
@@ -162,6 +171,9 @@ static __always_inline int packet_from_skb(struct packet *p, const struct sk_buf
 		}
 	}
 	p->start = head + start;
+#ifdef HAVE_CAST
+	p->bytes = CAST(p->start);
+#endif
 	p->len = data + len - start;
 	p->caplen = end - start;
 	p->ahead = start - data;
@@ -172,6 +184,17 @@ static __always_inline int packet_from_skb(struct packet *p, const struct sk_buf
 static __always_inline s64 packet_load(const struct packet *p, u64 at, u32 size, union packet_word *w)
 {
 	if (at + size <= p->caplen) {
+#ifdef HAVE_CAST
+		if (__builtin_constant_p(at) && (at & 7) + size <= 8 && at < PACKET_WORDS) {
+			u64 word = LOAD_THROUGH(u64, p->bytes, at & ~7);
+
+			if (size == 1)
+				return WORD_PART_OF(u8, word, at);
+			if (size == 2)
+				return PACKET_NTOHS(WORD_PART_OF(u16, word, at));
+			return PACKET_NTOHL(WORD_PART_OF(u32, word, at));
+		}
+#endif
 		if (size == 1)
 			return LOAD(u8, p->start + at);
 		if (size == 2)

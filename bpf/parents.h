@@ -37,20 +37,27 @@ static __always_inline int is_fresh(const struct source *source, u64 now, u64 wi
 
 static __always_inline int is_gso(const struct sk_buff_view *view)
 {
-	return (read_u32(MEMBER(view, u64, sk_buff__head),
-			 MEMBER(view, u32, sk_buff__end) + skb_shared_info__gso_size) &
-		0xffff) != 0;
+	return (read_u32(view->head, MEMBER(view, u32, sk_buff__end) + skb_shared_info__gso_size) & 0xffff) !=
+	       0;
+}
+
+/* What note_source() has to look at. */
+static __always_inline int may_be_source(const struct sk_buff_view *view, u16 kind)
+{
+	return kind & KIND_COPY || MEMBER(view, u32, sk_buff__data_len) ||
+	       MEMBER(view, u32, sk_buff__len) > LARGE;
 }
 
 static __always_inline void note_source(const struct path *path, const struct sk_buff_view *view,
 					const struct header *header, u16 kind, u64 now)
 {
-	struct source source = {.packet = path->packet, .seen = US(now), .entered = path->entered};
+	struct source source;
 	struct source *known;
 	u64 key = 0;
 
-	if (!header->addresses)
+	if (!header->addresses || !may_be_source(view, kind))
 		return;
+	source = (struct source){.packet = path->packet, .seen = US(now), .entered = path->entered};
 	if (kind & KIND_COPY) {
 		source.seen |= 1;
 		key = source_key(path->flow);

@@ -24,15 +24,14 @@ static __always_inline u64 cookie_of_load(void)
 }
 
 /* What a tracepoint's cookie holds. An argument that it has not is 15. */
-#define COOKIE_FUNC(cookie) ((u16)(cookie))
-#define COOKIE_KIND(cookie)                                                                                  \
-	((u16)((cookie) >> 16 & 0xff | (cookie) >> 33 & 0xf00)) /* above the first 8: bit 41 */
-#define COOKIE_SKB(cookie)	((u32)((cookie) >> 24 & 15))
-#define COOKIE_LOCATION(cookie) ((u32)((cookie) >> 28 & 15))
-#define COOKIE_REASON(cookie)	((u32)((cookie) >> 32 & 15))
-#define COOKIE_SOCKET(cookie)	((u32)((cookie) >> 36 & 15))
-#define COOKIE_DROP(cookie)	((cookie) >> 40 & 1)
-#define COOKIE_RANK(cookie)	((u32)((cookie) >> 45 & 15))
+#define COOKIE_FUNC(cookie)	((u16)(cookie))
+#define COOKIE_KIND(cookie)	((u16)((cookie) >> 16))
+#define COOKIE_SKB(cookie)	((cookie) >> 32 & 15)
+#define COOKIE_LOCATION(cookie) ((cookie) >> 36 & 15)
+#define COOKIE_REASON(cookie)	((cookie) >> 40 & 15)
+#define COOKIE_SOCKET(cookie)	((cookie) >> 44 & 15)
+#define COOKIE_DROP(cookie)	((cookie) >> 48 & 1)
+#define COOKIE_RANK(cookie)	((cookie) >> 52 & 15)
 #define NO_ARGUMENT		15
 
 /* A TC program lets the packet pass on to whoever is next (TCX_NEXT, TC_ACT_UNSPEC). The context of a TC
@@ -49,8 +48,7 @@ int tc(struct __sk_buff *ctx)
 	where.rank = COOKIE_RANK(cookie);
 	where.untold = 1;
 	where.beside = 1;
-	if (state)
-		hop(state, ctx, (u64)ctx, where);
+	hop(state, ctx, (u64)ctx, where);
 	return TC_PASS;
 }
 #endif
@@ -64,7 +62,7 @@ int netfilter(u64 *ctx)
 	struct state *state = state_of_capture();
 	u16 kind = KIND_HOOK;
 
-	if (!state || hook >= 5)
+	if (hook >= 5)
 		return 1;
 	if (NETFILTER_ENTRIES >> hook & 1)
 		kind |= KIND_ENTRY;
@@ -120,14 +118,24 @@ static __always_inline int is_idle(const struct state *state, u64 cookie)
 	return !state->tagged && !(COOKIE_KIND(cookie) & KIND_ENTRY);
 }
 
+/* Nothing is followed, and this packet was refused just before: here most packets are through. (Where some are followed,
+ * hop() looks.) */
+static __always_inline int is_refused(const struct state *state, u64 cookie, u64 skb)
+{
+	return !state->tagged && COOKIE_KIND(cookie) & KIND_AGAIN &&
+	       was_refused(read_pointer(skb, sk_buff__head), COOKIE_RANK(cookie));
+}
+
 static __always_inline int tracepoint_hop(void *ctx, u64 cookie)
 {
 	struct state *state = state_of_capture();
 
-	if (!state || is_idle(state, cookie))
+	if (is_idle(state, cookie))
 		return 0;
 	u16 kind = COOKIE_KIND(cookie);
 	u64 skb = kind & KIND_NEIGHBOUR ? queued_at_neighbour(ctx) : argument(ctx, COOKIE_SKB(cookie));
+	if (is_refused(state, cookie, skb))
+		return 0;
 	struct where where = WHERE(COOKIE_FUNC(cookie), kind, argument(ctx, COOKIE_LOCATION(cookie)),
 				   argument(ctx, COOKIE_REASON(cookie)));
 
@@ -169,7 +177,11 @@ struct known_cookie {
 	u64 cookie;
 };
 
-BPF_ARRAY(known_cookies, struct known_cookie, 1 << COOKIES_BITS);
+struct known_cookies {
+	struct known_cookie at[1 << COOKIES_BITS];
+};
+
+ONE_VALUE(struct known_cookies, known_cookies);
 #else
 BPF_HASH(kprobe_cookies, u64, u64, 16384); /* by the address of the breakpoint */
 #endif
@@ -198,10 +210,10 @@ static __always_inline u64 followed_argument(struct state *state, u64 *ctx)
 #ifdef bpf_trace_run_ctx__bpf_cookie
 static __always_inline u64 cookie_at(void *ctx, u64 address)
 {
-	u32 slot = address * COOKIES_HASH >> (64 - COOKIES_BITS);
-	struct known_cookie *known = known_cookies.lookup(&slot);
+	struct known_cookies *all = ONLY_VALUE(known_cookies);
+	struct known_cookie *known = &all->at[address * COOKIES_HASH >> (64 - COOKIES_BITS)];
 
-	if (known && address && known->address == address)
+	if (address && known->address == address)
 		return known->cookie;
 	return attach_cookie(ctx);
 }
@@ -236,25 +248,31 @@ static __always_inline u64 register_at(u64 *ctx, u32 place)
 	return value;
 }
 
-static __always_inline int kprobe_hop(struct state *state, u64 *ctx, u64 cookie)
+static __always_inline u64 packet_of_kprobe(struct state *state, u64 *ctx, u64 cookie)
 {
-	u32 number = COOKIE_SKB(cookie);
-	u64 skb;
+	u64 number = COOKIE_SKB(cookie);
 
 	if (number == 0)
-		skb = register_at(ctx, REGISTER_0);
-	else if (number == 1)
-		skb = register_at(ctx, REGISTER_1);
-	else if (number == 2)
-		skb = register_at(ctx, REGISTER_2);
-	else if (number == 3)
-		skb = register_at(ctx, REGISTER_3);
-	else
-		skb = register_at(ctx, REGISTER_4);
+		return register_at(ctx, REGISTER_0);
+	if (number == 1)
+		return register_at(ctx, REGISTER_1);
+	if (number == 2)
+		return register_at(ctx, REGISTER_2);
+	if (number == 3)
+		return register_at(ctx, REGISTER_3);
 #ifdef SEARCH_REGISTERS
 	if (number == NO_ARGUMENT)
-		skb = followed_argument(state, ctx);
+		return followed_argument(state, ctx);
 #endif
+	return register_at(ctx, REGISTER_4);
+}
+
+static __always_inline int kprobe_hop(struct state *state, u64 *ctx, u64 cookie)
+{
+	u64 skb = packet_of_kprobe(state, ctx, cookie);
+
+	if (is_refused(state, cookie, skb))
+		return 0;
 	struct where where = WHERE(COOKIE_FUNC(cookie), COOKIE_KIND(cookie), 0, 0);
 
 #ifdef SOCKET_UNTOLD
@@ -282,8 +300,6 @@ int kprobe(u64 *ctx)
 	u64 cookie = kprobe_cookie(ctx);
 	struct state *state = state_of_capture();
 
-	if (!state)
-		return 0;
 #ifdef HAVE_RETURNS
 	forget_call(state, ctx[REGISTER_SP / 8], COOKIE_FUNC(cookie));
 #endif
@@ -297,12 +313,12 @@ int kprobe_passing(u64 *ctx)
 {
 	struct state *state = state_of_capture();
 
-	if (!state || is_idle(state, 0))
+	if (!state->tagged)
 		return 0;
 	u64 cookie = kprobe_cookie(ctx);
 
 	if (cookie)
-		kprobe_hop(state, ctx, cookie & ~((u64)KIND_ENTRY << 16));
+		kprobe_hop(state, ctx, cookie & ~((u64)(KIND_ENTRY | KIND_AGAIN) << 16));
 	return 0;
 }
 
@@ -311,7 +327,7 @@ int kprobe_return(u64 *ctx)
 {
 	struct state *state = state_of_capture();
 
-	if (state && has_open_calls(state))
+	if (has_open_calls(state))
 		close_call(state, ctx[REGISTER_SP / 8] - RETURN_POPS, COOKIE_FUNC(return_cookie(ctx)));
 	return 0;
 }
@@ -325,8 +341,6 @@ int kprobe_session(u64 *ctx)
 	u64 cookie = return_cookie(ctx);
 	u64 stack_pointer = ctx[REGISTER_SP / 8];
 
-	if (!state)
-		return 1;
 	if (has_open_calls(state) && close_call(state, stack_pointer - RETURN_POPS, COOKIE_FUNC(cookie)))
 		return 0;
 	return !kprobe_hop(state, ctx, cookie);

@@ -20,9 +20,10 @@
 struct path {
 	u64 flow; /* hash of the addresses and ports, to notice their translation */
 	u64 skb;
-	u64 seen;    /* when, last */
-	u64 socket;  /* that it was given to, where the kernel does not tell that of a drop; else 0 */
-	u64 dev;     /* that `netns` and `ifindex` were read from, else 0 */
+	u64 seen;   /* when, last */
+	u64 socket; /* that it was given to, where the kernel does not tell that of a drop; else 0 */
+	u64 dev;    /* that `netns` and `ifindex` were read from, else 0 */
+	u64 ip[2]; /* of its IPv4 header the bytes from the 8th on, as they were when `flow` was made of them (flow.h) */
 	u32 parent;  /* number of the packet it was copied or cut from, else 0 */
 	u32 entered; /* where it was met first */
 	u32 packet;  /* its number; 0: is_ignored() */
@@ -38,6 +39,7 @@ struct path {
 	u16 kind; /* of the probe that saw it last */
 	u8 link;
 	u8 protocol; /* of IP */
+	u16 network; /* where that header was in the buffer; 0: there was none, or it had options */
 };
 
 /* Sampled out: remembered only so that it is not asked about again. */
@@ -57,17 +59,20 @@ struct slot {
 #define BUSY	1  /* no buffer's address, nor is 0 */
 #define PATIENT 64 /* looks at a BUSY place */
 
-BPF_F_TABLE("array", u32, struct slot, slots, 1 << SLOTS_BITS, MAPPED);
+/* One value, and not one for each: so a place is found by adding to an address. */
+struct slots {
+	struct slot at[1 << SLOTS_BITS];
+};
+
+ONE_VALUE(struct slots, slots);
 
 static __always_inline struct slot *slot_of(u64 head)
 {
-	u32 place = head * 0x9E3779B97F4A7C15ull >> (64 - SLOTS_BITS);
+	struct slots *all = ONLY_VALUE(slots);
 
-	return slots.lookup(&place);
+	return &all->at[head * 0x9E3779B97F4A7C15ull >> (64 - SLOTS_BITS)];
 }
-#endif
 
-#ifdef HAVE_FETCH_ADD
 /* Read before the path is. */
 static __always_inline u64 head_of(struct slot *slot)
 {
@@ -87,7 +92,7 @@ static __always_inline struct path *path_at(const struct state *state, u64 head)
 	if (head <= BUSY)
 		return 0;
 	slot = slot_of(head);
-	if (slot && head_of(slot) == head)
+	if (head_of(slot) == head)
 		return &slot->path;
 	if (!state->crowded)
 		return 0;
@@ -103,7 +108,7 @@ static __always_inline int path_put(struct state *state, u64 head, struct path *
 	struct slot *slot = slot_of(head);
 	u64 there;
 
-	if (!slot || head <= BUSY)
+	if (head <= BUSY)
 		return -ENOENT;
 	there = __sync_val_compare_and_swap(&slot->head, 0, BUSY);
 	if (!there) {
@@ -147,7 +152,7 @@ static __always_inline int path_take(struct state *state, u64 head)
 	if (head <= BUSY)
 		return -ENOENT;
 	slot = slot_of(head);
-	if (slot && slot->head == head && __sync_val_compare_and_swap(&slot->head, head, 0) == head)
+	if (slot->head == head && __sync_val_compare_and_swap(&slot->head, head, 0) == head)
 		return 0;
 	if (!state->crowded || skb_map.delete(&head))
 		return -ENOENT;

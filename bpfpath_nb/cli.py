@@ -140,7 +140,7 @@ def _vm(words: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="bpfpath vm",
-        usage="bpfpath vm [--memory SIZE] [--cpus N] KERNEL -- COMMAND ...\n"
+        usage="bpfpath vm [--memory SIZE] [--cpus N] [--counted] KERNEL -- COMMAND ...\n"
         "       bpfpath vm list\n"
         "       bpfpath vm fetch [KERNEL ...]",
         description="Run a command on a stock Debian kernel in a virtual machine over this machine's own files. It "
@@ -150,6 +150,11 @@ def _vm(words: Sequence[str]) -> int:
     )
     parser.add_argument("--memory", default="2G", metavar="SIZE", help="of the machine (default: 2G)")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="of the machine (default: 2)")
+    parser.add_argument(
+        "--counted",
+        action="store_true",
+        help="its clock counts instructions, 1 ns each: measured twice, it is the same",
+    )
     parser.add_argument("kernel", nargs="+", metavar="KERNEL", help=f"{', '.join(kernels.SOURCES)}")
     ours, dashes, command = list(words), "--" in words, []
     if dashes:
@@ -166,7 +171,7 @@ def _vm(words: Sequence[str]) -> int:
         return 0
     if rest or not command:
         parser.error("write one kernel, two dashes and the command: bpfpath vm 6.12 -- uname -r")
-    return vm.run(first, command, memory=options.memory, cpus=options.cpus)
+    return vm.run(first, command, memory=options.memory, cpus=options.cpus, counted=options.counted)
 
 
 def _trace(options: argparse.Namespace) -> int:

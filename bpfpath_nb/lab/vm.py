@@ -54,6 +54,7 @@ def run(
     *,
     memory: str = "2G",
     cpus: int = 2,
+    counted: bool = False,
     boot_limit: float = BOOT_LIMIT,
 ) -> int:
     """Boot a kernel, run a command there with this process's standard streams, and power down.
@@ -68,6 +69,10 @@ def run(
     memory : str, default "2G"
         As QEMU takes it.
     cpus : int, default 2
+    counted : bool, default False
+        Let the machine's clock count the instructions of its processors, as 1 ns each, and not the time that emulating
+        them takes. What is measured there is the same each time, whatever else this machine does; it takes longer, and
+        while nothing is to be done the clock jumps (QEMU's ``-icount shift=0,sleep=off``).
     boot_limit : float
         Seconds until the command must have started.
 
@@ -92,7 +97,7 @@ def run(
     ):
         pairs = {name: [opened.enter_context(end) for end in socket.socketpair()] for name in PORTS}
         theirs = {name: pair[1].fileno() for name, pair in pairs.items()}
-        machine = Machine(found, Path(folder), memory=memory, cpus=cpus, packed=packed)
+        machine = Machine(found, Path(folder), memory=memory, cpus=cpus, counted=counted, packed=packed)
         machine.write(command, os.environ)
         inherited = [*theirs.values(), *([packed.descriptor] if packed else [])]
         started = time.monotonic()
@@ -142,6 +147,7 @@ class Machine:
     folder: Path
     memory: str
     cpus: int
+    counted: bool
     packed: pack.Pack | None
 
     end: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -223,11 +229,13 @@ class Machine:
         for name, descriptor in ports.items():
             words += ["-chardev", f"socket,id=bpfpath-{name},fd={descriptor}"]
             words += ["-device", f"virtserialport,bus=bpfpath.0,name=bpfpath.{name},chardev=bpfpath-{name}"]
-        if _virtualises():
+        if _virtualises() and not self.counted:
             words += ["-accel", "kvm"]  # the first that works is taken
         else:
             # QEMU 7.2 emulates AVX2 wrongly: numpy's argsort then returns indices twice, and leaves others out.
             words += ["-cpu", "max,avx2=off"]
+        if self.counted:
+            return [*words, "-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single,tb-size=2048"]
         return [*words, "-accel", "tcg,thread=multi,tb-size=2048"]
 
 

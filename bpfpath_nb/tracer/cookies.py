@@ -12,6 +12,8 @@ the breakpoint, one byte past the function's start, or five where the function b
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,6 +25,7 @@ MACRO = "bpf_trace_run_ctx__bpf_cookie"
 HASH = 0x9E3779B97F4A7C15
 PLACES_EACH = 16
 """Places in the table for each function: of so many, few find theirs taken."""
+KNOWN = np.dtype([("address", "u8"), ("cookie", "u8")])
 ALIGNMENT = 16  # FUNCTION_ALIGNMENT of bpf/probes.h
 BREAKPOINT, ENDBR = 1, 4
 
@@ -45,34 +48,27 @@ class Cookies:
 
     def __init__(self, program: Program, *, carried: bool) -> None:
         self._program = program
-        self._taken: dict[int, int] = {}
         self.carried = carried
+        self._known = np.zeros(0, KNOWN)
+        if carried:
+            table = program.map("known_cookies")
+            self._memory = mmap.mmap(table.map_fd, ctypes.sizeof(table.Leaf))
+            self._known = np.frombuffer(self._memory, KNOWN)
 
     def of_multi(self, cookies: Mapping[int, int]) -> None:
         """Before kprobe.multi attaches: cookies by address."""
-        table = self._program.map("known_cookies")
         addresses = np.fromiter(cookies, np.uint64, len(cookies))
         crooked = addresses[addresses % ALIGNMENT != 0]
         begun = crooked - crooked % ALIGNMENT
         addresses = np.setdiff1d(addresses, np.concatenate([crooked, begun, begun + ALIGNMENT]))
-        places = (addresses * np.uint64(HASH)) >> np.uint64(65 - table.max_entries.bit_length())
-        chosen = {}
+        places = (addresses * np.uint64(HASH)) >> np.uint64(65 - len(self._known).bit_length())
         for place, address in zip(places.tolist(), addresses.tolist(), strict=True):
-            if self._taken.setdefault(place, address) == address:
-                chosen[place] = (address, cookies[address])
-        self._write(chosen)
-
-    def _write(self, chosen: Mapping[int, tuple[int, int]]) -> None:
-        table = self._program.map("known_cookies")
-        keys = (table.Key * len(chosen))(*chosen)
-        leaves = (table.Leaf * len(chosen))(*(table.Leaf(*pair) for pair in chosen.values()))
-        if chosen and hasattr(table, "items_update_batch"):  # bcc 0.20; without the table the kernel is asked
-            table.items_update_batch(keys, leaves)
+            if self._known["address"][place] in (0, address):
+                self._known[place] = (address, cookies[address])
 
     def forget(self) -> None:
         """Where kprobe.multi could not be had: single kprobes are also on functions that could be taken for these."""
-        self._write(dict.fromkeys(self._taken, (0, 0)))
-        self._taken = {}
+        self._known[:] = 0
 
     def of_single(self, cookies: Mapping[int, int]) -> None:
         """Before single kprobes are attached by a kernel that carries none: cookies by address."""

@@ -6,6 +6,7 @@ read last up to the first that is not written yet, and is given back by moving t
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +64,7 @@ class CpuRings:
 
     def __init__(self, program: Program) -> None:
         rings, records = program.map("cpu_rings"), program.map("records")
-        count = rings.max_entries
+        count = ctypes.sizeof(rings.Leaf) // RING.itemsize
         self._size = records.max_entries // count
         self._rings_map = mmap.mmap(rings.map_fd, count * RING.itemsize)
         self._records_map = mmap.mmap(records.map_fd, records.max_entries * RECORD.itemsize)

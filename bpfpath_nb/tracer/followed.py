@@ -31,12 +31,15 @@ LONGEST_LOOK = 16
 PATH = np.dtype(
     [
         *((name, "u8") for name in ("flow", "skb", "seen", "socket", "dev")),
+        ("ip", "u8", 2),
         *(
             (name, "u4")
             for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark", "drops", "parted")
         ),
         *((name, "u2") for name in ("snapshot", "func", "kind")),
         *((name, "u1") for name in ("link", "protocol")),
+        ("network", "u2"),
+        ("_", "u2", 3),
     ]
 )
 SLOT = np.dtype([("head", "u8"), ("path", PATH)])

@@ -66,6 +66,8 @@ SKBUFF_LARGEST = 1 << 20
 # bpf/records.h and bpf/probes.h
 ENTRY, END, NEIGHBOUR, EXPAND, DEVICE, RECEIVE, BIRTH, COPY = 1, 2, 4, 8, 16, 32, 128, 256
 RELEASE, AGAIN, AT_SOCKET = 512, 1024, 2048
+KIND_AT, PACKET_AT, LOCATION_AT, REASON_AT, SOCKET_AT, DROP_AT, RANK_AT = 16, 32, 36, 40, 44, 48, 52
+"""Bits of a cookie."""
 DRIVERS = (
     "napi_gro_receive", "gro_receive_skb", "napi_gro_receive_entry", "napi_gro_frags_entry", "netif_receive_skb_entry",
     "netif_receive_skb_list_entry",
@@ -129,7 +131,7 @@ class Probe:
     @property
     def entry(self) -> bool:
         """Whether the filter runs there."""
-        return bool(self.cookie & ENTRY << 16)
+        return bool(self.cookie & ENTRY << KIND_AT)
 
     def record(self) -> dict[str, str | bool]:
         """For the start record."""
@@ -188,7 +190,7 @@ def plan(request: Request, kernel: Kernel, *, with_kprobes: bool) -> Plan:
     if request.functions != "drops":  # who wants drops only, wants little cost: no program on any interface
         for name in DIRECTIONS:
             made.macros[f"FUNC_{name}"] = len(made.probes)
-            made.probes.append(Probe(name, "tc", name, name, cookie=len(made.probes) | ENTRY << 16 | _upper(name)))
+            made.probes.append(Probe(name, "tc", name, name, cookie=_cookie(name, len(made.probes), ENTRY)))
     if with_kprobes and request.functions != "drops":
         _plan_functions(made, request, kernel)
     else:
@@ -265,21 +267,32 @@ def _plan_functions(made: Plan, request: Request, kernel: Kernel) -> None:
 def _function(name: str, func: int, kind: int, register: int, kernel: Kernel, final: bool) -> Probe:
     described = kernel.catalogue.find(name)
     socket = SOCKET if described is not None and described.socket and register == SOCKET + 1 else NO_ARGUMENT
-    cookie = func | (kind & 0xFF) << 16 | register << 24 | socket << 36 | _upper(name, kind)
+    cookie = _cookie(name, func, kind, register, socket=socket)
     if name == RELEASES:
         return Probe(FREED, "skb", "kprobe", name, "consume", final, cookie)
     role = "deliver" if name == DEFERS else ""
     return Probe(name, kernel.catalogue.layer_of(name), "kprobe", name, role, final, cookie)
 
 
-def _upper(name: str, kind: int = 0) -> int:
-    """The part of a cookie that does not depend on where the packet's pointer is found."""
-    return (kind >> 8) << 41 | RANKS.get(name, 0) << 45
+def _cookie(
+    name: str,
+    func: int,
+    kind: int,
+    packet: int = 0,
+    *,
+    location: int = 0,
+    reason: int = 0,
+    socket: int = 0,
+    drop: int = 0,
+) -> int:
+    """What a probe's program is told: what it is, and which arguments are the packet and what else it has."""
+    arguments = packet << PACKET_AT | location << LOCATION_AT | reason << REASON_AT | socket << SOCKET_AT
+    return func | kind << KIND_AT | arguments | drop << DROP_AT | RANKS.get(name, 0) << RANK_AT
 
 
 def in_register(cookie: int, register: int) -> int:
     """The cookie of a function that takes its packet in another register."""
-    return cookie & ~(NO_ARGUMENT << 24) | register << 24
+    return cookie & ~(NO_ARGUMENT << PACKET_AT) | register << PACKET_AT
 
 
 def _plan_tracepoints(made: Plan, request: Request, kernel: Kernel) -> None:
@@ -391,8 +404,7 @@ def _tracepoint(name: str, func: int, request: Request, kernel: Kernel, position
             drop = role == "drop"
     elif request.match == "every":
         kind |= ENTRY
-    cookie = func | (kind & 0xFF) << 16 | position << 24 | location << 28 | reason << 32 | socket << 36 | drop << 40
-    cookie |= _upper(name, kind)
+    cookie = _cookie(name, func, kind, position, location=location, reason=reason, socket=socket, drop=drop)
     layer = kernel.catalogue.layer_of(name)
     return Probe(name, layer, "tracepoint", name, role, final, cookie)
 

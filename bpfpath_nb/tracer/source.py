@@ -13,7 +13,7 @@ from pathlib import Path
 from bpfpath_nb.errors import RequirementError
 
 FILES = (
-    "records.h", "cpu_rings.h", "memory.h", "skipped.h", "packet.h", "place.h", "flow.h", "skb_map.h", "identity.h",
+    "records.h", "cpu_rings.h", "memory.h", "skipped.h", "packet.h", "place.h", "skb_map.h", "flow.h", "identity.h",
     "asked.h", "filter", "rings.h", "calls.h", "parents.h", "hop.h", "freed.h", "merging.h", "probes.h",
 )  # fmt: skip
 """In the order of the unit; `filter` stands for what the packet filter was translated into."""

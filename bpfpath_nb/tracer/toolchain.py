@@ -9,7 +9,8 @@ Compiling is what takes the time, so a function is compiled once however often i
 load is one number: the program has an instruction that puts `LOAD_COOKIE` into a register, and before a load the
 number that is meant is written over it.
 
-And the calls of `bpf_rdonly_cast()` get their mark (casts.py): clang took that for a helper.
+And the calls of `bpf_rdonly_cast()` get their mark (casts.py): clang took that for a helper. So do the numbers that
+stand for a map's only value (`ONLY_VALUES`): the kernel puts its address there; bcc can only call for it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,13 @@ KPROBE, SCHED_CLS, RAW_TRACEPOINT, NETFILTER = 2, 3, 17, 32
 
 LOAD_COOKIE = 0x5B1D_74C6_0E93_A82F
 """Stands in the code, as a macro, where a load's own cookie belongs; random, so that it stands nowhere else."""
+ONLY_VALUES = {
+    f"ONLY_VALUE_{name}": 0x5B1D_74C8_0E93_A82F + number
+    for number, name in enumerate(("state_map", "slots", "known_cookies", "cpu_rings"))
+}
+"""Macros, by the maps that have one value: they stand in the code where its address belongs."""
+MAP_VALUE = 0x20
+"""Second byte of an instruction that loads 64 bits: they are a map's value (BPF_PSEUDO_MAP_VALUE; kernel 5.2)."""
 _HALF = 0xFFFFFFFF
 
 
@@ -126,10 +134,11 @@ class Program:
         self.descriptors: list[int] = []
         self._library: Any = bcc.lib
         self._cast = cast
-        self._marked: set[str] = set()
+        self._prepared: set[str] = set()
         self._cookies: dict[str, int] = {}
         """Address of the cookie in the code, by function."""
         said = _Said()
+        text = "".join(f"#define {name} {number:#x}ull\n" for name, number in ONLY_VALUES.items()) + text
         try:
             with said:
                 self._bpf = bcc.BPF(text=text.encode(), cflags=flags())
@@ -159,8 +168,10 @@ class Program:
             The kernel refuses it.
         """
         more = {} if attach_type is None else {"attach_type": attach_type}
-        if self._cast:
+        if name not in self._prepared:
+            self._prepared.add(name)
             self._mark_casts(name)
+            self._write_values(name)
         if cookie is not None:
             self._write_cookie(name, cookie)
         said = _Said()
@@ -188,15 +199,27 @@ class Program:
 
     def _mark_casts(self, name: str) -> None:
         """Write into the code that bcc keeps that what it calls by this number is a function of the kernel."""
-        if name in self._marked:
+        if not self._cast:
             return
-        self._marked.add(name)
         start = self._library.bpf_function_start(self._bpf.module, name.encode())
         call = struct.pack("<BBHI", CALL, HELPER, 0, self._cast)
         code = self._bpf.dump_func(name.encode())
         for at in range(0, len(code), len(call)):
             if code[at : at + len(call)] == call:
                 ctypes.memset(start + at + 1, KERNEL_FUNCTION, 1)
+
+    def _write_values(self, name: str) -> None:
+        """Write the maps where numbers stand for their only values."""
+        start = self._library.bpf_function_start(self._bpf.module, name.encode())
+        code = self._bpf.dump_func(name.encode())
+        for macro, number in ONLY_VALUES.items():
+            halves = struct.pack("<III", number & _HALF, 0, number >> 32)
+            at = code.find(halves)
+            while at >= 0:
+                table = self.map(macro.removeprefix("ONLY_VALUE_"))
+                ctypes.memset(start + at - 3, code[at - 3] | MAP_VALUE, 1)
+                ctypes.memmove(start + at, struct.pack("<III", table.map_fd, 0, 0), len(halves))
+                at = code.find(halves, at + 1)
 
     def map(self, name: str) -> Any:
         """A map, as bcc's table."""

@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from bpfpath_nb.tracer import source
+from bpfpath_nb.tracer.counters import STATE
 from bpfpath_nb.tracer.followed import MMAPABLE, SLOT, Followed
 from bpfpath_nb.tracer.syscall import PROG_TEST_RUN, bpf, run_raw_tracepoint
 from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT, SCHED_CLS, Program
@@ -25,41 +27,36 @@ EEXIST = -17
 OPERATIONS = """
 int put(struct bpf_raw_tracepoint_args *ctx)
 {
-    u32 zero = 0;
-    struct state *state = state_map.lookup(&zero);
+    struct state *state = state_of_capture();
     struct path path = {.packet = (u32)(ctx->args[0] >> 9)};
 
-    return state ? path_put(state, ctx->args[0], &path) : 1;
+    return path_put(state, ctx->args[0], &path);
 }
 
 int at(struct bpf_raw_tracepoint_args *ctx)
 {
-    u32 zero = 0;
-    struct state *state = state_map.lookup(&zero);
-    struct path *path = state ? path_at(state, ctx->args[0]) : 0;
+    struct state *state = state_of_capture();
+    struct path *path = path_at(state, ctx->args[0]);
 
     return path ? path->packet : 0;
 }
 
 int take(struct bpf_raw_tracepoint_args *ctx)
 {
-    u32 zero = 0;
-    struct state *state = state_map.lookup(&zero);
+    struct state *state = state_of_capture();
 
-    return state ? path_take(state, ctx->args[0]) : 1;
+    return path_take(state, ctx->args[0]);
 }
 
 BPF_ARRAY(succeeded, u64, 3);
 
 int contend(struct __sk_buff *context)
 {
-    u32 zero = 0, put = 0, taken = 1, refused = 2;
-    struct state *state = state_map.lookup(&zero);
+    u32 put = 0, taken = 1, refused = 2;
+    struct state *state = state_of_capture();
     struct path path = {.packet = 1};
     u64 *counted;
 
-    if (!state)
-        return 0;
     for (int n = 0; n < 12; n++) {
         u64 head = 0xFFFF888100000000ull + 512 * n;
 
@@ -103,7 +100,8 @@ class Table:
         bpf(PROG_TEST_RUN, attributes + bytes(40))
 
     def crowded(self) -> int:
-        return int(self.program.map("state_map")[0].crowded)
+        state = np.frombuffer(bytes(self.program.map("state_map")[0]), "u8")
+        return int(state[STATE.index("crowded")])
 
 
 @pytest.fixture
@@ -189,4 +187,4 @@ def test_user_space_sees_all_of_it_and_forgets_it(monkeypatch: pytest.MonkeyPatc
         followed.close()
     finally:
         table.program.close()
-    assert SLOT.itemsize == 96
+    assert SLOT.itemsize == 120

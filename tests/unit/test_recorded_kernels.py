@@ -144,7 +144,7 @@ def test_every_function_of_the_default_set_is_probed_or_accounted_for(kernels: d
 @pytest.mark.parametrize("release", ["5.10", "6.1", "6.12"])
 def test_packets_are_born_above_the_place_where_they_are_cut(kernels: dict[str, Kernel], release: str) -> None:
     plan = probes.plan(Request.of({"filter": "udp"}), kernels[release], with_kprobes=True)
-    born = {probe.name for probe in plan.of_kind("kprobe") if probe.cookie >> 16 & probes.BIRTH}
+    born = {probe.name for probe in plan.of_kind("kprobe") if probe.cookie >> probes.KIND_AT & probes.BIRTH}
     assert {"__ip_local_out", "ip_output"} <= born
     assert not born & {"ip_finish_output2", "__dev_queue_xmit", "dev_hard_start_xmit", "ip_rcv"}
 
@@ -167,8 +167,8 @@ def test_ends_are_seen_in_the_function_that_frees_and_not_at_the_allocator(
 def test_the_filter_is_asked_in_the_order_in_which_a_packet_passes(kernels: dict[str, Kernel], release: str) -> None:
     """What one entry refused is refused at those behind it; the first ones, TC and the drivers' ask for themselves."""
     plan = probes.plan(Request.of({"filter": "udp"}), kernels[release], with_kprobes=True)
-    entries = {probe.name: probe.cookie >> 45 & 15 for probe in plan.probes if probe.entry}
-    again = {probe.name for probe in plan.probes if probe.entry and probe.cookie >> 33 & probes.AGAIN}
+    entries = {probe.name: probe.cookie >> probes.RANK_AT & 15 for probe in plan.probes if probe.entry}
+    again = {probe.name for probe in plan.probes if probe.entry and probe.cookie >> probes.KIND_AT & probes.AGAIN}
     assert entries["__ip_local_out"] < entries["ip_output"] < entries["__dev_queue_xmit"] < entries["tc_egress"]
     assert entries["tc_egress"] < entries["netif_rx_internal"] < entries["tc_ingress"]
     assert {"__ip_local_out", "ip_output", "__dev_queue_xmit", "netif_rx_internal"} <= again
@@ -179,7 +179,9 @@ def test_the_filter_is_asked_in_the_order_in_which_a_packet_passes(kernels: dict
     every = probes.plan(Request.of({"filter": "udp", "match": "every"}), kernels[release], with_kprobes=True)
     attached = [probe for probe in every.of_kind("kprobe") if probe.cookie]
     assert all(probe.entry for probe in attached if probe.layer != "skb")
-    assert not [probe.name for probe in every.probes if probe.cookie >> 33 & probes.AGAIN], "each asks for itself"
+    assert not [probe.name for probe in every.probes if probe.cookie >> probes.KIND_AT & probes.AGAIN], (
+        "each asks for itself"
+    )
 
 
 @pytest.mark.parametrize("release", ["6.1", "6.12", "7.2"])
@@ -191,12 +193,12 @@ def test_what_a_reader_gives_away_to_be_freed_is_delivered(kernels: dict[str, Ke
 @pytest.mark.parametrize("release", STOCK)
 def test_where_kfree_skb_is_given_no_socket_functions_on_the_way_are(kernels: dict[str, Kernel], release: str) -> None:
     plan = probes.plan(Request.of({"filter": "udp"}), kernels[release], with_kprobes=True)
-    given = {probe.name for probe in plan.of_kind("kprobe") if probe.cookie >> 36 & 15 == probes.SOCKET}
+    given = {probe.name for probe in plan.of_kind("kprobe") if probe.cookie >> probes.SOCKET_AT & 15 == probes.SOCKET}
     assert {"tcp_v4_do_rcv", "tcp_rcv_established", "tcp_rcv_state_process"} <= given
     assert not given & {"tcp_v4_rcv", "ip_rcv", "__ip_queue_xmit"}
     assert ("SOCKET_UNTOLD" in plan.macros) == (release in ("5.10", "6.1"))
     (kfree_skb,) = (probe for probe in plan.probes if probe.name == "kfree_skb")
-    assert (kfree_skb.cookie >> 36 & 15) == (probes.NO_ARGUMENT if release in ("5.10", "6.1") else 3)
+    assert (kfree_skb.cookie >> probes.SOCKET_AT & 15) == (probes.NO_ARGUMENT if release in ("5.10", "6.1") else 3)
 
 
 @pytest.mark.parametrize("release", STOCK)
