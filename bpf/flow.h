@@ -69,10 +69,9 @@ static __always_inline u64 flow_of(const struct sk_buff_view *view, struct heade
 	return flow_at(view->head + network, seen);
 }
 
-#ifdef HAVE_CAST
+#ifdef PLAIN_HOPS
 /* Making the flow out of the addresses takes longer than to see that they are what they were: those of IPv4, and the ports
- * behind them. TTL and checksum, which stand beside them, change at every router. (Where each look is a call, it does
- * not.) */
+ * behind them. TTL and checksum, which stand beside them, change at every router. */
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define PROTOCOL_AND_SOURCE 0x00ff0000ffffffffull
 #else
@@ -94,7 +93,7 @@ static __always_inline int is_same_flow(const struct path *path, const struct sk
 
 static __always_inline void remember_header(struct path *path, const struct sk_buff_view *view)
 {
-#ifdef HAVE_CAST
+#ifdef PLAIN_HOPS
 	u16 network = MEMBER(view, u16, sk_buff__network_header);
 	struct window ip;
 

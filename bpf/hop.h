@@ -104,7 +104,7 @@ static __always_inline void note_hop(struct path *path, const struct sk_buff_vie
 /* Most hops are plain: the same sk_buff is where it was, in the same process, with the addresses that it had, and the
  * function does nothing to it that is of interest beyond the hop. What hop() does of all it has to ask comes down to this
  * then, in half the time. 1 where it was so. */
-#if defined(HAVE_CAST) && !defined(SOCKET_UNTOLD)
+#ifdef PLAIN_HOPS
 #define UNPLAIN (KIND_END | KIND_EXPAND | KIND_COPY | KIND_RELEASE)
 
 static __always_inline int plain_hop(struct state *state, struct path *path, const struct sk_buff_view *view,

@@ -17,13 +17,16 @@
  * it is there. Kernels before 5.12 have no such exchange, and the table alone.
  */
 
+/* Only where a look costs little, and of what a drop is told by the kernel, is a hop told to be plain (hop.h). */
+#if defined(HAVE_CAST) && !defined(SOCKET_UNTOLD)
+#define PLAIN_HOPS
+#endif
+
 struct path {
 	u64 flow; /* hash of the addresses and ports, to notice their translation */
 	u64 skb;
-	u64 seen;   /* when, last */
-	u64 socket; /* that it was given to, where the kernel does not tell that of a drop; else 0 */
-	u64 dev;    /* that `netns` and `ifindex` were read from, else 0 */
-	u64 ip[2]; /* of its IPv4 header the bytes from the 8th on, as they were when `flow` was made of them (flow.h) */
+	u64 seen;    /* when, last */
+	u64 dev;     /* that `netns` and `ifindex` were read from, else 0 */
 	u32 parent;  /* number of the packet it was copied or cut from, else 0 */
 	u32 entered; /* where it was met first */
 	u32 packet;  /* its number; 0: is_ignored() */
@@ -32,14 +35,19 @@ struct path {
 	u32 ifindex;
 	u32 len;
 	u32 mark;
-	u32 drops;  /* its socket's count of these when the packet was given to it (note_tcp_drop) */
 	u32 parted; /* another buffer carries the number on, or did */
 	u16 snapshot;
 	u16 func; /* where it was seen last */
 	u16 kind; /* of the probe that saw it last */
 	u8 link;
 	u8 protocol; /* of IP */
-	u16 network; /* where that header was in the buffer; 0: there was none, or it had options */
+#ifdef PLAIN_HOPS
+	u32 network; /* where its IPv4 header was in the buffer when `flow` was made of it; 0: it had none, or options */
+	u64 ip[2]; /* the bytes of that header from the 8th on */
+#else
+	u32 drops;  /* its socket's count of these when the packet was given to it (note_tcp_drop) */
+	u64 socket; /* that it was given to, where the kernel does not tell that of a drop; else 0 */
+#endif
 };
 
 /* Sampled out: remembered only so that it is not asked about again. */

@@ -27,22 +27,18 @@ BATCH = 4096
 LONGEST_LOOK = 16
 """Batches at most in one look; skb_map has no more entries."""
 
-# struct path of bpf/skb_map.h
-PATH = np.dtype(
-    [
-        *((name, "u8") for name in ("flow", "skb", "seen", "socket", "dev")),
-        ("ip", "u8", 2),
-        *(
-            (name, "u4")
-            for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark", "drops", "parted")
-        ),
+
+def path_dtype(size: int) -> np.dtype[np.void]:
+    """What all kernels have of `struct path` (bpf/skb_map.h); so many bytes it has on this one."""
+    fields = [
+        *((name, "u8") for name in ("flow", "skb", "seen", "dev")),
+        *((name, "u4") for name in ("parent", "entered", "packet", "pid", "netns", "ifindex", "len", "mark", "parted")),
         *((name, "u2") for name in ("snapshot", "func", "kind")),
         *((name, "u1") for name in ("link", "protocol")),
-        ("network", "u2"),
-        ("_", "u2", 3),
     ]
-)
-SLOT = np.dtype([("head", "u8"), ("path", PATH)])
+    offsets = np.cumsum([0, *(np.dtype(kind).itemsize for _, kind in fields)])[:-1].tolist()
+    names, formats = zip(*fields, strict=True)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
 
 
 class Followed:
@@ -56,19 +52,24 @@ class Followed:
 
     def __init__(self, program: Program) -> None:
         self._crowded = program.map("skb_map")
+        self._path = path_dtype(ctypes.sizeof(self._crowded.Leaf))
         self._memory: mmap.mmap | None = None
-        self._slots: npt.NDArray[np.void] = np.zeros(0, SLOT)
+        self._slots: npt.NDArray[np.void] = np.zeros(0, self._slot)
         with suppress(KeyError):  # kernels before 5.12 have the table alone
             slots = program.map("slots")
-            self._memory = mmap.mmap(slots.map_fd, SLOT.itemsize << SLOTS_BITS)
-            self._slots = np.frombuffer(self._memory, SLOT)
+            self._memory = mmap.mmap(slots.map_fd, ctypes.sizeof(slots.Leaf))
+            self._slots = np.frombuffer(self._memory, self._slot)
+
+    @property
+    def _slot(self) -> np.dtype[np.void]:
+        return np.dtype([("head", "u8"), ("path", self._path)])
 
     def rows(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
-        """Buffers, and their packets' paths (`PATH`)."""
+        """Buffers, and their packets' paths (`path_dtype`)."""
         taken = self._slots[self._slots["head"] > BUSY]
         taken = taken[taken["head"] > BUSY]  # those that were given back while they were copied
         heads, paths = [taken["head"]], [taken["path"]]
-        keys, values = np.zeros(BATCH, np.uint64), np.zeros(BATCH, PATH)
+        keys, values = np.zeros(BATCH, np.uint64), np.zeros(BATCH, self._path)
         position = ctypes.c_uint32()
         following = ctypes.c_uint32()
         for number in range(LONGEST_LOOK):
@@ -104,7 +105,7 @@ class Followed:
 
     def close(self) -> None:
         """Unmap."""
-        self._slots = np.zeros(0, SLOT)
+        self._slots = np.zeros(0, self._slot)
         if self._memory is not None:
             with suppress(BufferError):  # somebody holds a part of it; it goes with that
                 self._memory.close()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def outcome(kernel: kernels.Kernel, tmp_path_factory: pytest.TempPathFactory) ->
     return Outcome(folder, done.returncode, done.stdout, done.stderr)
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "bpfpath_nb.cli", "vm", KERNEL, "--", *words]
+def command(*words: str, options: Sequence[str] = ()) -> list[str]:
+    return [sys.executable, "-m", "bpfpath_nb.cli", "vm", *options, KERNEL, "--", *words]
 
 
 def test_streams_come_out_apart_and_to_the_byte(outcome: Outcome) -> None:
@@ -112,6 +113,26 @@ def test_only_the_working_directory_is_changed(outcome: Outcome) -> None:
     assert not Path("/usr/bpfpath-was-here").exists()
     assert not Path("/tmp/bpfpath-was-here").exists()
     assert not Path("/lib/modules", os.uname().release, "..", KERNEL).exists()
+
+
+def test_a_counted_machines_clock_is_its_instructions(kernel: kernels.Kernel, tmp_path: Path) -> None:
+    """Work takes the same each time, and waiting none of ours."""
+    work = """
+import time
+times = []
+for _ in range(20):
+    begun = time.perf_counter_ns()
+    for _ in range(100_000): pass
+    times.append(time.perf_counter_ns() - begun)
+begun = time.monotonic()
+time.sleep(3600)
+print(*sorted(times)[:10], round(time.monotonic() - begun))
+"""
+    counted = command(sys.executable, "-c", work, options=["--counted"])
+    done = subprocess.run(counted, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT, check=True)
+    *times, slept = map(int, done.stdout.split())
+    assert slept == 3600
+    assert times[-1] < 1.01 * times[0]
 
 
 class Running:

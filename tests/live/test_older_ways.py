@@ -61,4 +61,5 @@ def test_older_ways_record_the_same(
         {tuple(map(tuple, hops[columns].astype(str).to_numpy())) for _, hops in recording.df.groupby(level="packet")}
         for recording in (newest, older)
     ]
-    assert ways[0] == ways[1]
+    differing = ["newest " * (way in ways[0]) + " ".join(":".join(hop) for hop in way) for way in ways[0] ^ ways[1]]
+    assert not differing, "\n".join(sorted(differing))

@@ -15,7 +15,7 @@ import pytest
 
 from bpfpath_nb.tracer import source
 from bpfpath_nb.tracer.counters import STATE
-from bpfpath_nb.tracer.followed import MMAPABLE, SLOT, Followed
+from bpfpath_nb.tracer.followed import MMAPABLE, Followed
 from bpfpath_nb.tracer.syscall import PROG_TEST_RUN, bpf, run_raw_tracepoint
 from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT, SCHED_CLS, Program
 from bpfpath_nb.tracer.unit import has_total_store_order
@@ -187,4 +187,3 @@ def test_user_space_sees_all_of_it_and_forgets_it(monkeypatch: pytest.MonkeyPatc
         followed.close()
     finally:
         table.program.close()
-    assert SLOT.itemsize == 120
