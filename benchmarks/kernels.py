@@ -79,7 +79,7 @@ class Row:
     def beside(self, row: Row) -> str:
         """What this one adds, as parts of what the other does."""
         other, matching = (
-            (getattr(self, on) - self.none) / (getattr(row, on) - row.none) for on in ("other", "matching")
+            (getattr(self, on) - self.none) / max(getattr(row, on) - row.none, 0.1) for on in ("other", "matching")
         )
         return f"{self.tool} / {row.tool}: other traffic {other:.2f}, matching traffic {matching:.2f}"
 

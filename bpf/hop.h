@@ -251,9 +251,9 @@ static __always_inline int hop(struct state *state, void *tc, u64 skb, struct wh
 		place.netns = path->netns;
 	note_hop(path, &view, &where);
 	path->dev = dev;
-	path->protocol = header.protocol;
 	if (flow) {
 		path->flow = flow;
+		path->protocol = header.protocol;
 		remember_header(path, &view);
 	}
 	former_netns = path->netns;

@@ -86,7 +86,7 @@ static __always_inline void window_open(struct window *window, u64 at)
 
 struct sk_buff_view {
 	u64 skb;
-	u64 head; /* its buffer, never 0 */
+	u64 head; /* its buffer; of none, nothing else is looked at */
 #ifdef HAVE_CAST
 	const u8 *members;
 #else

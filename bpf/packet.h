@@ -41,7 +41,8 @@
 #define VLAN_HEADER	4
 #define HEADER_UNSET	0xffff /* mac_header of a new sk_buff; its network_header is 0 */
 
-#define PACKET_WORDS 128 /* bytes that are read in words, where clang knows which */
+/* Bytes that are read in words, where clang knows which; casts.py sees to it that they may be. */
+#define PACKET_WORDS 112
 
 #define PACKET_NO_VALUE -1 /* of the loads, whose values are 0 to 2^32 - 1 */
 
@@ -52,9 +53,9 @@ struct packet {
 #endif
 	void *tc; /* in a TC program its context, else 0 */
 	const struct sk_buff_view *skb;
-	u64 len;    /* all bytes from `start` */
-	u64 caplen; /* of these, those in the linear part */
-	u32 ahead;  /* from `data` to `start`, for bpf_skb_load_bytes() */
+	u32 len; /* all bytes from `start` */
+	u32 caplen; /* of these, those in the linear part; of 64 bits verifiers would have more states to look at */
+	u32 ahead; /* from `data` to `start`, for bpf_skb_load_bytes() */
 	u16 link;
 	u16 vlan_tpid; /* of the tag beside the frame; 0: there is none */
 	u16 vlan_tci;
@@ -116,6 +117,14 @@ static __always_inline int packet_is_ethernet(const struct sk_buff_view *skb, u6
 	return (network < mac || network == HEADER_UNSET) && (data == mac || data == mac + ETHERNET_HEADER);
 }
 
+static __always_inline void packet_show_from(struct packet *p, u64 start)
+{
+	p->start = start;
+#ifdef HAVE_CAST
+	p->bytes = CAST(start);
+#endif
+}
+
 /* Fill `p` from an sk_buff; `tc` is the context in a TC program, and 0 elsewhere. 0, or -1 where
  * there is no packet to be seen. */
 static __always_inline int packet_from_skb(struct packet *p, const struct sk_buff_view *skb, void *tc)
@@ -170,10 +179,7 @@ static __always_inline int packet_from_skb(struct packet *p, const struct sk_buf
 			p->vlan_tci = MEMBER(skb, u16, sk_buff__vlan_tci);
 		}
 	}
-	p->start = head + start;
-#ifdef HAVE_CAST
-	p->bytes = CAST(p->start);
-#endif
+	packet_show_from(p, head + start);
 	p->len = data + len - start;
 	p->caplen = end - start;
 	p->ahead = start - data;

@@ -4,7 +4,7 @@
  *
  * Each probe looks here, and with a hash table of the kernel that is half of what it does: a call, a hash over the
  * bytes of the key, a chain. So in front of the table each packet has one place, at a hash of its address, in an array
- * whose look-up is no call but some instructions. Only a packet that finds its place taken goes to the table behind
+ * that is reached without a call. Only a packet that finds its place taken goes to the table behind
  * (`crowded`), which nobody looks at while it is empty.
  *
  *   head --hash--> slots [ head | path ]          the packet's own?  then this is its path
@@ -17,7 +17,7 @@
  * it is there. Kernels before 5.12 have no such exchange, and the table alone.
  */
 
-/* Only where a look costs little, and of what a drop is told by the kernel, is a hop told to be plain (hop.h). */
+/* Where looking is no call, and the kernel tells for which socket a dropped packet was: plain_hop() in hop.h. */
 #if defined(HAVE_CAST) && !defined(SOCKET_UNTOLD)
 #define PLAIN_HOPS
 #endif

@@ -83,7 +83,8 @@ def program(name: str, prefix: str) -> str:
         if (context->priority)
             bpf_skb_vlan_push(context, bpf_htons(context->priority >> 16), context->priority & 0xffff);
         cut = context->mark & 0xffff;
-        sk_buff_view(&view, (u64)context);
+        sk_buff_open(&view, (u64)context);
+        sk_buff_read(&view);
         if (packet_from_skb(&packet, &view, 0) || packet.link != PACKET_ETHERNET)
             return {NOT_ETHERNET};
         if (cut)
@@ -94,12 +95,12 @@ def program(name: str, prefix: str) -> str:
         packet_from_skb(&packet, &view, 0);
         if (cut)
             packet.caplen = cut;
-        packet.start += 14;
+        packet_show_from(&packet, packet.start + 14);
         packet.len -= 14;
         packet.caplen -= 14;
         bits |= {prefix}filter_raw(&packet) ? {RAW_PROBE} : 0;
         packet_from_skb(&packet, &view, context);
-        packet.start += 14;
+        packet_show_from(&packet, packet.start + 14);
         packet.len -= 14;
         packet.caplen -= 14;
         packet.ahead += 14;

@@ -213,6 +213,7 @@ class Attachment:
             return self._program.load(function, KPROBE, attach_type)
 
         cookies = Cookies(self._program, carried=MACRO in self.kernel.macros)
+        self._undo.callback(cookies.close)
         self._new_kprobes = partial(Kprobes, load, cookies, returns=self._request.returns)
         self._kprobes = self._new_kprobes()
         self._undo.callback(self._kprobes.close)

@@ -16,6 +16,7 @@ from bpfpath_nb.kernel.structures import Types
 from bpfpath_nb.tracer.syscall import is_loadable
 from bpfpath_nb.tracer.toolchain import RAW_TRACEPOINT
 
+PACKET_WORDS = 112  # bpf/packet.h
 WORDS = "pt_regs"
 """The structure that all is read as: words, any part of which may be read."""
 
@@ -25,8 +26,8 @@ def macros(types: Types) -> dict[str, int]:
     numbers = {name: types.type_id(name) for name in NUMBERED}
     if not all(numbers.values()) or not _is_taken(numbers[CAST], numbers[WORDS]):
         return {}
-    if _words(types) < types.size("sk_buff") // 8 - types.offset("sk_buff", "len") // 8:
-        return {}  # what is looked at of an sk_buff must lie in them
+    if _words(types) < max(types.size("sk_buff") // 8 - types.offset("sk_buff", "len") // 8, PACKET_WORDS // 8):
+        return {}  # what is looked at of an sk_buff, and of a packet's beginning, must lie in them
     return {"HAVE_CAST": 1, **{f"{name}__TYPE_ID": number for name, number in numbers.items()}}
 
 

@@ -49,6 +49,7 @@ class Cookies:
     def __init__(self, program: Program, *, carried: bool) -> None:
         self._program = program
         self.carried = carried
+        self._memory: mmap.mmap | None = None
         self._known = np.zeros(0, KNOWN)
         if carried:
             table = program.map("known_cookies")
@@ -76,3 +77,9 @@ class Cookies:
         for address, cookie in cookies.items():
             for beyond in (BREAKPOINT, ENDBR + BREAKPOINT):
                 table[table.Key(address + beyond)] = table.Leaf(cookie)
+
+    def close(self) -> None:
+        """Unmap."""
+        self._known = np.zeros(0, KNOWN)
+        if self._memory is not None:
+            self._memory.close()

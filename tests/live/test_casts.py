@@ -39,7 +39,8 @@ def read(types: Btf, body: str, *, cast: bool) -> list[int]:
         struct sk_buff_view view;
         struct window window;
 
-        sk_buff_view(&view, (u64)context);
+        sk_buff_open(&view, (u64)context);
+        sk_buff_read(&view);
         {body}
         return -1;
     }}

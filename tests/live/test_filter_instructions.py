@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 from filter_packets import WITNESSES, packets, prove
@@ -24,7 +25,10 @@ from hypothesis import strategies as st
 
 from bpfpath_nb.filter import Filter, cbpf, libpcap, translate
 from bpfpath_nb.filter.cbpf import Instruction
-from bpfpath_nb.tracer.toolchain import SCHED_CLS
+from bpfpath_nb.kernel import Kernel
+from bpfpath_nb.tracer import casts, unit
+from bpfpath_nb.tracer.request import Request
+from bpfpath_nb.tracer.toolchain import SCHED_CLS, Program
 
 
 @st.composite
@@ -161,7 +165,8 @@ def test_the_longest_filters_load(name: str) -> None:
             struct sk_buff_view view;
             struct packet packet;
 
-            sk_buff_view(&view, (u64)context);
+            sk_buff_open(&view, (u64)context);
+            sk_buff_read(&view);
             return packet_from_skb(&packet, &view, {context}) ? 2 : !!filter_match(&packet);
         }}
         """)
@@ -175,3 +180,24 @@ def test_the_longest_filters_load(name: str) -> None:
     finally:
         unit.close()
     print(f"{name}: {size:,} instructions reckoned")
+
+
+HEAVY = (
+    "vlan and geneve and (udp port 53 or tcp port 80)",
+    "geneve and (udp port 53 or tcp port 80 or net 10.1.0.0/16 or udp port 4000)",
+    "ip[9] != 17 and (geneve or port 4789)",
+)
+
+
+@pytest.mark.parametrize("expression", HEAVY)
+def test_filters_with_many_ways_leave_the_verifier_room(expression: str) -> None:
+    """It looks at a million instructions at most; older ones look at more of the same program."""
+    kernel = Kernel.running()
+    text, plan = unit.unit(Request(filter=expression), kernel)
+    loaded = Program(text, cast=casts.macros(kernel.btf).get("bpf_rdonly_cast__TYPE_ID", 0))
+    try:
+        descriptor = loaded.load("tc", SCHED_CLS, cookie=plan.of_kind("tc_egress")[0].cookie)
+        told = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()
+        assert 1000 < int(told[told.index("verified_insns:") + 1]) < 400_000
+    finally:
+        loaded.close()

@@ -49,7 +49,8 @@ def test_where_a_packet_begins() -> None:
             u16 mac, network, protocol;
             int result;
 
-            sk_buff_view(&view, (u64)context);
+            sk_buff_open(&view, (u64)context);
+            sk_buff_read(&view);
             head = MEMBER(&view, u64, sk_buff__head);
             data = MEMBER(&view, u64, sk_buff__data);
             len = whole = MEMBER(&view, u32, sk_buff__len);
@@ -110,7 +111,8 @@ def test_a_payload_outside_of_the_linear_part() -> None:
         u64 *count;
         int key;
 
-        sk_buff_view(&view, (u64)context);
+        sk_buff_open(&view, (u64)context);
+        sk_buff_read(&view);
         {body}
         return -1;
     }}
