@@ -49,9 +49,17 @@ def test_facts() -> None:
     assert offsets(members("records.h", "facts")) == schema.FACTS_DTYPE.itemsize
 
 
-def test_path() -> None:
-    assert members("skb_map.h", "path") == of_dtype(followed.PATH)
-    assert offsets(members("skb_map.h", "path")) == followed.PATH.itemsize
+@pytest.mark.parametrize("variant", [["network", "ip"], ["drops", "socket"]])
+def test_path(variant: list[str]) -> None:
+    """What all kernels have comes first, at the same places; the rest is one of two."""
+    *both, first, second, third, fourth = members("skb_map.h", "path")
+    rest = [member for member in (first, second, third, fourth) if member[0] in variant]
+    size = offsets([*both, *rest])
+    seen = followed.path_dtype(size)
+    assert both == of_dtype(seen)
+    assert seen.itemsize == size
+    assert [seen.fields[name][1] for name, _, _ in both] == [offsets(both[:n]) for n in range(len(both))]
+    assert [name for name, _, _ in rest] == variant
 
 
 def test_state() -> None:
