@@ -54,12 +54,17 @@ static __always_inline struct record *record_open(u64 *stamp)
 {
 	struct cpu_rings *all = ONLY_VALUE(cpu_rings);
 	u32 number = bpf_get_smp_processor_id();
-	u64 cpu = number < CPUS ? number : 0;
-	struct cpu_ring *ring = &all->at[cpu];
+	u64 cpu = number;
+	struct cpu_ring *ring;
 	struct record *record;
 	u64 head, lost;
 	u32 place;
 
+	/* One number, in one register: verifiers before 6.7 do not know how large it is, and clang would compare a copy. */
+	asm volatile("" : "+r"(cpu));
+	if (cpu >= CPUS)
+		cpu = 0;
+	ring = &all->at[cpu];
 #pragma unroll
 	for (int try = 0; try < INTERRUPTED; try++) {
 		head = *(volatile u64 *)&ring->head;
