@@ -41,7 +41,10 @@ def test_segments_behind_a_lost_one_wait_out_of_order(lab: Lab) -> None:
     # b"waits" and b"waits too"; not b"lost" and b"lost too", nor what came in order before them and after.
     assert held["size"].tolist() == [5, 9]
     assert (held["gap"] > 15 * MS).all()
-    assert set(gaps.loc[gaps["queue"] == "socket", "size"]) >= {4, 8, 14}
+    sizes = set(gaps.loc[gaps["queue"] == "socket", "size"])
+    assert sizes >= {8, 14}
+    # b"lost" comes again alone; or, where it comes before the sender has heard of the others, in one segment with them.
+    assert sizes & {4, 18}
     assert "out-of-order" in set(capture.transitions.query("kind == 'wait'")["queue"])
 
 
