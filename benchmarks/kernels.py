@@ -1,4 +1,4 @@
-"""What tracing costs on a stock kernel, beside Debian's pwru: in one run, in an emulated machine.
+"""What tracing costs on a stock kernel, in one run beside Debian's pwru, in emulated machines.
 
     make bench-kernels
 
